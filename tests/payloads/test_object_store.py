@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,9 @@ from qserve.payloads import folder
 from qserve.payloads.store import ValueStore
 from qserve.wire.claim import BROKER, Claim, wrap
 
-pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
-pytest.importorskip("s3fs", reason="pip install s3fs")
-pytestmark = pytest.mark.long
+# found and not imported: that would take half a second in each process that only reads which tests there are
+IS_THERE = all(find_spec(name) for name in ("moto", "s3fs"))
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not IS_THERE, reason="pip install 'qserve-celery[objects]'")]
 
 URL = "s3://bucket/prefix"
 DATA = os.urandom(20_000_000)
