@@ -33,6 +33,7 @@ from qserve_gateway.request.body import Limit, held_bytes, read_body, read_or_st
 from qserve_gateway.request.carried import Forwarded, carried_in
 from qserve_gateway.request.environ import (
     FOUND,
+    REQUEST_ID,
     SMALL,
     TRACEPARENT,
     Environ,
@@ -75,7 +76,7 @@ _COMPRESSED = "a JSON body must not be compressed: send it without Content-Encod
 
 def handle(environ: Environ, serve: Callable[[Environ, str], Any], clients: ClientLimits | None) -> Any:
     """Serve one request within the limits of its client; errors become replies too."""
-    request_id = request_id_of(environ)
+    request_id = environ[REQUEST_ID] = request_id_of(environ)
     leave = None
     reply: Any = None
     try:

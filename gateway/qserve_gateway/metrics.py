@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
+from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -21,12 +22,12 @@ from qserve.broker import functions
 from qserve.broker.connection import if_permitted
 from qserve.calls.client import ClientPlane
 from qserve.metrics import totals
-from qserve.metrics.recorder import MOST_NOTED, OTHER, Buckets, Recorder, taken
+from qserve.metrics.recorder import MOST_NOTED, OTHER, Recorder, taken
 from qserve.metrics.table import TABLE
-from qserve.metrics.totals import Channel, Reporter, Totals, ask, combined
+from qserve.metrics.totals import Channel, Reporter, Totals, ask
 from qserve.wire.replies import ends
 from qserve.wire.totals import Family, Published, Snapshot
-from qserve_gateway.request.environ import FOUND, TRACEPARENT, Environ
+from qserve_gateway.request.environ import FOUND, REQUEST_ID, TRACEPARENT, Environ
 from qserve_gateway.request.waiting import InFlightLimit
 from qserve_gateway.response.reply import call_when_sent
 from qserve_gateway.routes import PLAIN_METHODS, Route
@@ -38,8 +39,9 @@ _FACTS_S = 1.0
 """How long what the broker said holds, and how long the page waits for it."""
 _LATENCY, _IN_FLIGHT = TABLE["serve_http_request_latency_ms"], TABLE["serve_num_ongoing_http_requests"]
 _METHODS = frozenset((*PLAIN_METHODS, "WEBSOCKET"))
-_Found = tuple[Route | None, str]
-_NOT_FOUND: _Found = (None, "")
+_NOT_FOUND: tuple[Route | None, str] = None, ""
+_Noted = tuple[Route | None, str, str, int, str, str, float]
+"""A request: route, graph, method, status, ID, traceparent, and how many milliseconds it took."""
 
 
 class GatewayMetrics:
@@ -50,8 +52,7 @@ class GatewayMetrics:
         self._recorder.before_each(self._add_up)
         self._recorder.before_each(self._count_in_flight)
         self._in_flight = in_flight
-        self._series: dict[Any, Buckets] = {}
-        self._noted: deque[tuple[_Found, str, int, list[tuple[str, str]], str, float]] = deque()
+        self._noted: list[_Noted] = []
         self._is_due = channel is None
         self._reporter = None if channel is None else Reporter(self._recorder, str(os.getpid()), channel.told)
         self._own = Totals()  # where no process adds up
@@ -73,22 +74,21 @@ class GatewayMetrics:
 
     def _count(self, environ: Environ, reply: Any, began: float) -> None:
         """Note a request. Many are added up at once: by itself, each would find nothing in the processor's caches."""
-        found, parent = environ.get(FOUND, _NOT_FOUND), environ.get(TRACEPARENT, "")
-        took_s = time.perf_counter() - began
-        self._noted.append((found, environ["REQUEST_METHOD"], reply.status, reply.headers, parent, took_s))
+        took_ms = 1000 * (time.perf_counter() - began)
+        route, graph = environ.get(FOUND, _NOT_FOUND)
+        request_id, parent = environ.get(REQUEST_ID, ""), environ.get(TRACEPARENT, "")
+        self._noted.append((route, graph, environ["REQUEST_METHOD"], reply.status, request_id, parent, took_ms))
         if len(self._noted) >= MOST_NOTED:
             self._add_up()
 
     def _add_up(self) -> None:
-        for (route, graph), method, status, headers, parent, took_s in taken(self._noted):
-            key = route and (route.prefix, route.record.name), graph, method, status
-            series = self._series.get(key)
-            if series is None:
-                series = self._recorder.buckets(_LATENCY, **_labels(route, graph, method, status))
-                if method in _METHODS:
-                    self._series[key] = series
-            request_id = next((value for name, value in reversed(headers) if name == "x-request-id"), "")
-            series.observe(took_s * 1000, request_id, parent)
+        alike = defaultdict[tuple[int, str, str, int], list[_Noted]](list)
+        for one in taken(self._noted):
+            route, graph, method, status, *_ = one
+            alike[id(route), graph, method, status].append(one)
+        for (_, graph, method, status), noted in alike.items():
+            series = self._recorder.buckets(_LATENCY, **_labels(noted[0][0], graph, method, status))
+            series.observe_all([one[-1] for one in noted], partial(_request_of, noted))
 
     def count_ends(self, app: str, state: str, count: int) -> None:
         """Count requests that have ended in a state, which no replica has counted."""
@@ -120,6 +120,10 @@ class GatewayMetrics:
         self._reporter.flush()
         self._last = ask(channel.told) or self._last
         return self._last
+
+
+def _request_of(noted: list[_Noted], index: int) -> tuple[str, str]:
+    return noted[index][4:6]
 
 
 def _labels(route: Route | None, graph: str, method: str, status: int) -> dict[str, str]:
@@ -164,14 +168,6 @@ class Page:
             [(self._counted.snapshot(), {}), (facts, {}), *workers], self._settings.metrics_prefix, accept
         )
         return page
-
-    def current(self) -> tuple[Snapshot, Snapshot, Snapshot]:
-        """Return what is known now: counted by this gateway, by all workers together, and by the broker.
-
-        The second has those of workers with a page of their own as well. ``exposition.quantile`` estimates latencies.
-        """
-        facts = self.facts()
-        return self._counted.snapshot(), combined(said.snapshot for said in self._workers.values()), facts
 
     def facts(self) -> Snapshot:
         """Return what the broker knows; of one that does not reply within a second only that."""

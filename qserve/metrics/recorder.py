@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from bisect import bisect_left
-from collections import deque
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import TypeVar
 
 from qserve.base.log import get_logger
@@ -26,9 +26,11 @@ OTHER = "other"
 """The value of the labels of what is counted together."""
 
 
-def taken(noted: deque[T]) -> list[T]:
-    """Remove what was noted until now, and return it; other threads may note more meanwhile."""
-    return [noted.popleft() for _ in range(len(noted))]
+def taken(noted: list[T]) -> list[T]:
+    """Remove what was noted until now, and return it; other threads may append more meanwhile, but not take."""
+    found = noted[:]
+    del noted[: len(found)]
+    return found
 
 
 class Number:
@@ -61,17 +63,31 @@ class Buckets:
         self._sum = self._sent_sum = 0.0
         self._exemplars: dict[int, tuple[str, float, str]] = {}
 
-    def observe(self, value: float, request_id: str = "", traceparent: str = "") -> None:
-        """Count a value.
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def observe_all(self, values: Sequence[float], request_of: Callable[[int], tuple[str, str]] | None = None) -> None:
+        """Count many values at once, which takes less than half of the time: they are sorted first.
 
         Parameters:
-          request_id, traceparent: The request that it belongs to; the last one of each bucket is kept.
+          request_of: Returns the ID of the request that a value belongs to, by its index, and its ``traceparent``; one
+            request of each bucket is kept.
         """
-        index = bisect_left(self._bounds, value)
-        self._counts[index] += 1
-        self._sum += value
-        if request_id:
-            self._exemplars[index] = request_id, value, traceparent
+        ordered, begin = sorted(values), 0
+        for index, bound in enumerate((*self._bounds, inf)):
+            end = bisect_right(ordered, bound, begin)
+            if end > begin:
+                self._counts[index] += end - begin
+                if request_of is not None:
+                    value = ordered[end - 1]
+                    request_id, traceparent = request_of(values.index(value))
+                    self._exemplars[index] = request_id, value, traceparent
+            if end == len(ordered):
+                break
+            begin = end
+        self._sum += sum(ordered)
 
     def taken(self) -> Distribution | None:
         """Return what was added since the last time; None for nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from qserve.base.forks import give_up, on_fork
 from qserve.base.log import get_logger
@@ -73,14 +73,6 @@ def _add(totals: Snapshot, name: str, family: Family) -> None:
             known[labels] = before.plus(value) if isinstance(before, Distribution) else value
         else:
             known[labels] = value + before if isinstance(before, (int, float)) else value
-
-
-def combined(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """Return the sums of several snapshots."""
-    totals = Totals()
-    for number, one in enumerate(snapshots):
-        totals.add(str(number), one)
-    return totals.snapshot()
 
 
 class Channel:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from qserve.exceptions import PayloadError
 from qserve.metrics.recorder import MOST_SETS, Recorder
 from qserve.metrics.table import TABLE
-from qserve.metrics.totals import Channel, Reporter, Totals, ask, combined
+from qserve.metrics.totals import Channel, Reporter, Totals, ask
 from qserve.wire.totals import (
     Description,
     Distribution,
@@ -100,7 +100,10 @@ def test_what_is_too_much_for_one_message_is_told_in_several_but_a_gauge_stays_w
     told = [*pieces(snapshot)]
 
     assert max(len(encode("me", piece)) for piece in told) < 64 * 1024
-    assert combined(told)["a"].values == many
+    totals = Totals()
+    for piece in told:
+        totals.add("me", piece)
+    assert totals.snapshot()["a"].values == many
     assert [len(piece["g"].values) for piece in told if "g" in piece] == [100]
 
 
@@ -133,7 +136,7 @@ def test_what_a_killed_process_has_counted_stays_counted_and_its_gauges_go(chann
         recorder.number(STARTS).add()
         reporter.flush()
         recorder.number(STARTS).add()
-        recorder.buckets(LATENCY).observe(7, "request-1")
+        recorder.buckets(LATENCY).observe_all([7], lambda _: ("request-1", ""))
         reporter.flush()
         reporter.flush()  # nothing is new
 

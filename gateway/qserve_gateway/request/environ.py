@@ -18,6 +18,8 @@ Environ = dict[str, Any]
 
 FOUND = "qserve.found"
 """Where the environment has the route of a request and its graph, once they are found."""
+REQUEST_ID = "qserve.request_id"
+"""Where it has the ID of the request."""
 TRACEPARENT = "qserve.traceparent"
 """Where it has the trace that a request belongs to."""
 BODY_READ = "qserve.body_read"

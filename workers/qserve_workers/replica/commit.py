@@ -108,8 +108,6 @@ class Committer:
         except Exception as error:  # a fault of ours: without an end the request would wait for its deadline
             self._post_commit(work, self._failed(work, error, "cannot be committed"), now)
         self._on_end(work)
-        if self._metrics is not None:
-            self._metrics.count(work, conclusion.state == State.FAILED, now)
         if access_log.isEnabledFor(logging.INFO):
             _log_end(work, conclusion.state)
 
@@ -206,7 +204,8 @@ class Committer:
             if reply in (Reply.OK, Reply.DUP):  # the reply to the first may have been lost
                 self._on_settled(work.tag)
                 if self._metrics is not None:
-                    self._metrics.count_end(conclusion.state, posted)
+                    has_failed = conclusion.state == State.FAILED
+                    self._metrics.count(work, has_failed, posted, conclusion.state, time.monotonic() - posted)
                 return
             epoch = other_epoch(reply)
             if epoch is not None:
@@ -216,10 +215,8 @@ class Committer:
             elif reply == Reply.BADKEY:
                 error = BrokerError(f"a queue that {work.step!r} leads to is not a stream: its key was overwritten")
                 self._post_commit(work, self._failed(work, error, "failed"), posted)
-            elif isinstance(reply, BrokerError):
-                self._on_refusal(work, reply)
             else:
-                self._on_reply(work, reply)
+                self._on_other_reply(work, conclusion, posted, reply)
 
         if failpoints.ARMED:
             failpoints.hit("commit.before_send")
@@ -228,6 +225,14 @@ class Committer:
             self.commit_command(work, conclusion),
             partial(self._on_values_counted, conclusion, on_reply) if has_values else on_reply,
         )
+
+    def _on_other_reply(self, work: Work, conclusion: Conclusion, posted: float, reply: Any) -> None:
+        if self._metrics is not None:
+            self._metrics.count(work, conclusion.state == State.FAILED, posted)
+        if isinstance(reply, BrokerError):
+            self._on_refusal(work, reply)
+        else:
+            self._on_reply(work, reply)
 
     def _on_values_counted(self, conclusion: Conclusion, on_reply: OnReply, reply: Any) -> None:
         """Let go of the stored values of a call that has ended, before its reply is processed.

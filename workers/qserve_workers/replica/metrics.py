@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
+from typing import Final
 
+from qserve.base.carried import Carried
 from qserve.base.clock import clock
-from qserve.metrics.recorder import MOST_NOTED, OTHER, Buckets, Number, Recorder, taken
+from qserve.metrics.recorder import MOST_NOTED, OTHER, Number, Recorder, taken
 from qserve.metrics.table import TABLE
 from qserve.payloads.store import ValueStore
-from qserve.wire.envelope import Header
 from qserve.wire.outcome import ENDED
 from qserve.wire.replies import entered_ms
 from qserve_workers.replica.reader import Work
 
 _MOST_ERRORS = 50
 """How many types of exceptions are told apart."""
+_Noted = tuple[str, str, Carried | None, bytes, float, float, bool, str, float]
+"""A call: route, ID of the request and what it carries, entry, when it began and ended, whether it failed, the state
+that it has ended its request in, and how long the broker took for its commit."""
+_ENTRY: Final = 3
+_BEGAN: Final = 4
+_ENDED: Final = 5
+_HAS_FAILED: Final = 6
+_STATE: Final = 7
+_TOOK: Final = 8
 
 
 def count_fallbacks(recorder: Recorder, store: ValueStore) -> None:
@@ -41,7 +52,6 @@ class CallMetrics:
 
     def __init__(self, recorder: Recorder, ongoing: Callable[[], int], backlog: Callable[[], int]) -> None:
         self._recorder = recorder
-        self._by_route: dict[str, tuple[Buckets, Number]] = {}
         self._waits = recorder.buckets(TABLE["queue_wait_ms"])
         self._commits = recorder.buckets(TABLE["broker_commit_latency_ms"])
         self._ends: dict[str, Number] = {
@@ -49,33 +59,31 @@ class CallMetrics:
         }
         self._retries = recorder.number(TABLE["retries"])
         self._errors: set[str] = set()
-        self._noted: deque[tuple[Header, bytes, float, float, bool]] = deque()
-        self._acknowledged: deque[tuple[str, float]] = deque()
+        self._noted: list[_Noted] = []
         self._adding = threading.Lock()
         recorder.before_each(self._add_up)
         recorder.before_each(lambda: recorder.set(TABLE["serve_replica_processing_queries"], ongoing()))
         recorder.before_each(lambda: recorder.set(TABLE["stream_backlog"], backlog()))
 
-    def count(self, work: Work, has_failed: bool, now: float) -> None:
-        """Count a call that has ended, unless it was ended before it began.
+    def count(self, work: Work, has_failed: bool, ended: float, state: str = "", took_s: float = -1.0) -> None:
+        """Count a call, once it is known what has come of it.
 
         Parameters:
-          now: The monotonic clock.
+          ended: When its code returned, by the monotonic clock.
+          state: The end of its request, if this was its end.
+          took_s: How long the broker took for its commit; negative for a call that ended in another way.
         """
-        if work.began:
-            self._noted.append((work.header, work.tag.entry_id, work.began, now, has_failed))
-            if len(self._noted) >= MOST_NOTED:
-                self._add_up(waits=False)
-
-    def count_end(self, state: str, since: float = 0.0) -> None:
-        """Count what the broker has acknowledged: the end of a request in a state, or moves to the next steps ("").
-
-        Parameters:
-          since: When it was sent, by the monotonic clock; 0 if that is not measured.
-        """
-        self._acknowledged.append((state, time.monotonic() - since if since else -1.0))
-        if len(self._acknowledged) >= MOST_NOTED:
+        header, entry_id = work.header, work.tag.entry_id
+        # texts and numbers only: a header would be kept for a second, and its memory not be used again at once
+        self._noted.append(
+            (header.route, header.trace_id, header.carried, entry_id, work.began, ended, has_failed, state, took_s)
+        )  # fmt: skip
+        if len(self._noted) >= MOST_NOTED:
             self._add_up(waits=False)
+
+    def count_end(self, state: str) -> None:
+        """Count the end of a request in a state, whose call is counted already."""
+        self._noted.append(("", "", None, b"", 0.0, 0.0, True, state, -1.0))
 
     def _add_up(self, waits: bool = True) -> None:
         """Add up what was noted.
@@ -86,28 +94,27 @@ class CallMetrics:
         if not self._adding.acquire(waits):
             return
         try:
-            ahead_ms = clock.judge_ms() - time.monotonic() * 1000
-            for header, entry_id, began, ended, has_failed in taken(self._noted):
-                latencies, calls = self._by_route.get(header.route) or self._series_of(header.route)
-                traceparent = "" if header.carried is None else header.carried.traceparent
-                latencies.observe((ended - began) * 1000, header.trace_id, traceparent)
-                if not has_failed:
-                    calls.add()
-                self._waits.observe(max(0.0, began * 1000 + ahead_ms - entered_ms(entry_id)))
-            for state, took_s in taken(self._acknowledged):
-                if took_s >= 0:
-                    self._commits.observe(took_s * 1000)
+            noted = taken(self._noted)
+            self._commits.observe_all([1000 * one[_TOOK] for one in noted if one[_TOOK] >= 0])
+            for state, count in Counter([one[_STATE] for one in noted]).items():
                 if state in self._ends:
-                    self._ends[state].add()
+                    self._ends[state].add(count)
+            by_route = defaultdict[str, list[_Noted]](list)
+            for one in noted:
+                if one[_BEGAN]:  # otherwise it was ended before it began
+                    by_route[one[0]].append(one)
+            ahead_ms = clock.judge_ms() - time.monotonic() * 1000
+            for route, calls in by_route.items():
+                self._add_calls(route, calls, ahead_ms)
         finally:
             self._adding.release()
 
-    def _series_of(self, route: str) -> tuple[Buckets, Number]:
-        found = self._by_route[route] = (
-            self._recorder.buckets(TABLE["serve_deployment_processing_latency_ms"], route=route),
-            self._recorder.number(TABLE["serve_deployment_request_counter"], route=route),
-        )
-        return found
+    def _add_calls(self, route: str, calls: list[_Noted], ahead_ms: float) -> None:
+        latencies = self._recorder.buckets(TABLE["serve_deployment_processing_latency_ms"], route=route)
+        latencies.observe_all([1000 * (one[_ENDED] - one[_BEGAN]) for one in calls], partial(_request_of, calls))
+        returned = self._recorder.number(TABLE["serve_deployment_request_counter"], route=route)
+        returned.add(sum(not one[_HAS_FAILED] for one in calls))
+        self._waits.observe_all([max(0.0, 1000 * one[_BEGAN] + ahead_ms - entered_ms(one[_ENTRY])) for one in calls])
 
     def count_error(self, work: Work, error: BaseException) -> None:
         """Count what user code has raised."""
@@ -126,3 +133,8 @@ class CallMetrics:
     def count_dead_letter(self, reason: str) -> None:
         """Count a call that becomes a dead letter."""
         self._recorder.number(TABLE["calls_dead_lettered"], reason=reason).add()
+
+
+def _request_of(calls: list[_Noted], index: int) -> tuple[str, str]:
+    _, trace_id, carried, *_ = calls[index]
+    return trace_id, "" if carried is None else carried.traceparent
