@@ -35,9 +35,10 @@ _NEEDED = ("qserve-celery", "pytest", "mypy")
 )  # fmt: skip
 @click.pass_context
 def init(ctx: click.Context, folder: Path, name: str | None, with_stack: bool) -> None:
-    """Write a small application into FOLDER: hello.py with a graph, its test, pyproject.toml, README.md, .gitignore.
+    """Write a small application into FOLDER.
 
-    FOLDER is this one by default, and is made if it does not exist. Files that exist are never replaced.
+    These are hello.py with a graph, its test, pyproject.toml, README.md and .gitignore. FOLDER is this one by default,
+    and is made if it does not exist. Files that exist are never replaced.
     """
     texts = starter(_checked(folder.resolve().name if name is None else name))
     names = [*texts, *(_STACK if with_stack else ())]

@@ -80,6 +80,9 @@ py-modules = ["hello"]
 files = ["*.py"]
 plugins = ["qserve.mypy_plugin"]
 strict = true
+
+[tool.pyright]
+typeCheckingMode = "strict"
 """
 
 _README = """\

@@ -56,6 +56,16 @@ def test_the_first_service_of_the_readme_runs_there(full: Environment, site: Sit
     site.wait_empty()
 
 
+def test_what_init_writes_is_installed_tested_and_type_checked_there(full: Environment, tmp_path: Path) -> None:
+    said = full.run("qserve", "init", "shop", cwd=tmp_path)
+    (install,) = re.findall(r"cd shop && pip install -e '(.*)'\n  pytest\n", said)
+
+    full.run("pip", "install", "--quiet", "--editable", install, cwd=tmp_path / "shop")
+
+    assert "1 passed" in full.run("pytest", cwd=tmp_path / "shop")
+    assert full.run("mypy", cwd=tmp_path / "shop") == "Success: no issues found in 2 source files\n"
+
+
 # -- the slim distribution -------------------------------------------------------------------------
 
 SHOP = """
