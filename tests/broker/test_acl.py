@@ -157,7 +157,9 @@ def test_only_the_deployer_loads_functions(
 def test_the_samples_permit_what_the_functions_do_and_every_kind_of_key() -> None:
     # the server checks a function's own commands against the rights of its caller
     used = set(re.findall(r"redis\.p?call\('([A-Z]+)'|\{ '(X[A-Z]+)'", functions.LIBRARY.text))
-    worker, operator = ((ROOT / "qserve" / "broker" / "acl" / f"{role}.acl").read_text() for role in ("worker", "operator"))
+    worker, operator = (
+        (ROOT / "qserve" / "broker" / "acl" / f"{role}.acl").read_text() for role in ("worker", "operator")
+    )
     for command in {"".join(pair).lower() for pair in used}:
         assert re.search(rf"\+{command}[| \n]", worker + operator), command
 
