@@ -35,6 +35,7 @@ _COMMANDS = (
     "graph",
     "compose",
     "kubernetes",
+    "port",
 )
 """Each is the function of its name in the module of its name in ``qserve.cli``."""
 _ENTRY_POINTS = "qserve.commands"

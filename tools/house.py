@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qserve.web", "qserve.appfile"),
     ("qserve.engine", "qserve.openapi"),
     ("qserve.deploy",),
-    ("qserve.local", "qserve.machine", "qserve.drawing", "qserve.stacks", "qserve.overview"),
+    ("qserve.local", "qserve.machine", "qserve.drawing", "qserve.stacks", "qserve.overview", "qserve.porting"),
     ("qserve",),
     ("qserve.cli",),
     ("qserve_workers.replica", "qserve_workers.tasks", "qserve_gateway.request"),

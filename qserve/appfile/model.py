@@ -103,7 +103,7 @@ class ServeFile(Part):
     applications: list[ApplicationPart]
     _name: str = PrivateAttr("the file")
     _root: Node = PrivateAttr(Node(None))
-    _without_effect: dict[str, str] = PrivateAttr(default_factory=dict)
+    _without_effect: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
 
     def problem(self, message: str, *path: str | int) -> FileError:
         """Return the error for what is wrong with a value of this file, with its place."""
@@ -144,13 +144,18 @@ class ServeFile(Part):
         """Return an application as it is written in the file."""
         return dict(self._root.at(("applications", number))[0].value)
 
+    @property
+    def without_effect(self) -> Mapping[tuple[str | int, ...], str]:
+        """The keys of the file that have no effect, each with the reason."""
+        return self._without_effect
+
     def warn(self, *, is_run: bool = False) -> None:
         """Warn once about all keys of the file that have no effect.
 
         Parameters:
           is_run: Whether `qserve run` reads the file; it obeys the keys of the gateway and of the logs.
         """
-        reasons = dict(self._without_effect)
+        reasons = {place("", Node(None), path).strip(): why for path, why in self._without_effect.items()}
         if not is_run:
             address = [key for key in ("host", "port") if key in self.http_options.model_fields_set]
             reasons |= {f"http_options.{key}": unused.ADDRESS for key in address}

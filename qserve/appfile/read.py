@@ -61,7 +61,7 @@ def read_value(value: Any, name: str) -> ServeFile:
 
 def _checked(root: Node, name: str) -> ServeFile:
     schema = json_schema()
-    without_effect: dict[str, str] = {}
+    without_effect: dict[Place, str] = {}
     mistakes = [*_unknown(root, schema, schema, (), without_effect)]
     if not isinstance(root.value, dict):
         raise FileError(f"{place(name, root)}: the file must be a mapping with the key `applications`")
@@ -88,7 +88,7 @@ def _checked(root: Node, name: str) -> ServeFile:
 
 
 def _unknown(
-    node: Node, form: Mapping[str, Any], schema: Mapping[str, Any], path: Place, without_effect: dict[str, str]
+    node: Node, form: Mapping[str, Any], schema: Mapping[str, Any], path: Place, without_effect: dict[Place, str]
 ) -> Iterator[Mistake]:
     """Yield the keys that do not exist, and note those that have no effect."""
     form = form_of(schema, form, node.value)
@@ -101,7 +101,7 @@ def _unknown(
             inside = known[key]
             why = inside.get("description", "")
             if why.startswith(NO_EFFECT) and child.value:
-                without_effect[place("", Node(None), here).strip()] = why.removeprefix(NO_EFFECT)
+                without_effect[here] = why.removeprefix(NO_EFFECT)
         elif form.get("additionalProperties") is False:
             yield here, _advice(str(key), known)
             continue

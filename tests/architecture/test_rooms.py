@@ -25,6 +25,7 @@ DOORS = {
     "fastapi": ("qserve.http.user_adapter", "qserve.http.builtin_adapters"),
     "flask": ("qserve_gateway", "qserve.web.frameworks"),
     "gunicorn": ("qserve_gateway",),
+    "libcst": ("qserve.porting", "qserve.cli.port"),
     "click": (
         "qserve.cli",
         "qserve.__main__",

@@ -26,6 +26,7 @@ OTHER_DOORS = (
     "qserve.http",  # HTTP bodies
     "qserve.machine",  # processes, files
     "qserve.mypy_plugin",
+    "qserve.porting",  # programs and config files
     "qserve.stacks.files",  # what pip has noted
     "qserve.payloads.folder_process",  # what a child process says
     "qserve.web",  # ASGI and WSGI

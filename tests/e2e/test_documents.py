@@ -24,7 +24,7 @@ from qserve.machine.embedded_broker import find_server
 ROOT = Path(__file__).parents[2]
 README, *PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{page}.md" for page in ("index", "guide", "config", "operations", "tracing")),
+    *(ROOT / "docs" / f"{page}.md" for page in ("index", "guide", "config", "operations", "tracing", "ray-parity")),
 )
 EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
@@ -123,6 +123,7 @@ class Reader:
 
 _MARKS = {
     "README: Your first service": (),
+    "ray-parity: Let `qserve port` do it": (),  # it starts nothing
 }
 """Each section starts a system to show what other tests have checked: one of them does that in `make test`."""
 TAUGHT = [

@@ -1,0 +1,30 @@
+"""One driver with two routes, and a picture of the graph as text."""
+import qserve as serve
+from qserve.dag import InputNode, DAGNode
+from qserve.dag import dag_to_dot
+from qserve.drivers import DAGDriver
+
+
+@serve.deployment(num_replicas=1)
+class Words:
+    def count(self, text: str) -> int:
+        return len(text.split())
+
+    def shout(self, text: str) -> str:
+        return text.upper()
+
+
+with InputNode() as text:
+    words = Words.bind()
+    counted: DAGNode = words.count.bind(text)
+    loud: DAGNode = words.shout.bind(text)
+
+routes = DAGDriver.options(route_prefix="/words").bind({"/count": counted, "/shout": loud})
+
+
+def main():
+    handle = serve.run(routes)
+    dot = str(dag_to_dot(counted))
+    return "count" in dot, handle is not None
+
+# main() returns (True, True)

@@ -1,0 +1,21 @@
+import ray as r
+from ray import serve, put
+
+
+@serve.deployment
+def slow(value):
+    return value * 10
+
+
+app = slow.bind()
+
+
+def main():
+    if not r.is_initialized():
+        r.init()
+    handle = serve.run(app)
+    refs = [handle.remote(put(value)) for value in range(3)]
+    ready, waiting = r.wait(refs, num_returns=3, timeout=30)
+    return sorted(r.get(ready)), len(waiting)
+
+# main() returns ([0, 10, 20], 0)
