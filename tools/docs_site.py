@@ -23,7 +23,9 @@ import reference
 ROOT = Path(__file__).parents[1]
 SOURCES, SITE = ROOT / "build" / "docs-src", ROOT / "build" / "site"
 _SHOWN_AS_THEY_ARE = (".md", ".png", ".svg", ".jpg")
-_CODE_OR_LINK = re.compile(r"^```.*?^```$|`[^`\n]+`|\]\(([^)\s#]+)(#[^)\s]*)?\)", re.S | re.M)
+_CODE_OR_LINK = re.compile(
+    r"^```.*?^```$|`[^`\n]+`|(?P<text>\[[\w./-]+\.md)?\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)", re.S | re.M
+)
 _ELSEWHERE = re.compile(r"[a-z]+:|//")
 _LOADED_BY_CSS = re.compile(r"""url\(["']?((?:https?:)?//[^)"']+)""")
 _PAGES = {"canonical", "prev", "next", "alternate"}
@@ -41,12 +43,16 @@ def home(path: Path) -> Path:
     return place if path.suffix in _SHOWN_AS_THEY_ARE else place.with_name(f"{place.name}.md")
 
 
+def _title(page: Path) -> str:
+    return page.read_text().partition("\n")[0].removeprefix("# ")
+
+
 def moved(text: str, path: Path) -> tuple[str, list[Path]]:
     """Return a page as its copy has it, and the files outside of docs/ that it links to."""
     found = []
 
     def link(match: re.Match[str]) -> str:
-        target = match[1]
+        target = match["target"]
         if match[0].startswith("`"):
             return match[0].replace("\\|", "|")  # in a table, plain viewers need the backslash, and the site shows it
         file = (path.parent / (target or "")).resolve()
@@ -55,7 +61,8 @@ def moved(text: str, path: Path) -> tuple[str, list[Path]]:
             return match[0]
         if not file.is_relative_to(ROOT / "docs"):
             found.append(file)
-        return f"]({os.path.relpath(home(file), home(path).parent)}{match[2] or ''})"
+        text = f"[{_title(file)}" if match["text"] else ""  # a file's name is no text for readers of the site
+        return f"{text}]({os.path.relpath(home(file), home(path).parent)}{match['anchor'] or ''})"
 
     return _CODE_OR_LINK.sub(link, text), found
 

@@ -48,8 +48,8 @@ class HandleOptions:
     Example:
       from qserve.handle import DeploymentHandle, HandleOptions
 
-      letters = DeploymentHandle("Greeter", "default", HandleOptions(method_name="letters", stream=True))
-      print([*letters.remote("abc")])  # ['a', 'b', 'c']
+      greeter = DeploymentHandle("Greeter", "default", HandleOptions(trace=True))
+      print(greeter.remote("Dora").result())  # Hello Dora
     """
 
     method_name: str = "__call__"

@@ -79,7 +79,7 @@ class RefTask(_Response[T_co]):
 
           async def __call__(self, name: str) -> str:
               call = self.greeter.remote(name)
-              called = []
+              called: list[object] = []
               call.add_done_callback(called.append)
               await call.accepted_async()
               assert call.done() and not call.cancelled() and call.exception() is None

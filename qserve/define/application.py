@@ -31,7 +31,7 @@ class Application(Mapping[str, Deployment], Target[Any]):
 
       application = serve.build(app)
       application["Greeter"].set_options(num_replicas=2)
-      print([*application], application.ingress.num_replicas)  # ['Greeter'] 2
+      print([*application], application["Greeter"].num_replicas)  # ['Greeter'] 2
     """
 
     def __init__(self, deployments: list[Deployment] | tuple[Deployment, ...]) -> None:
@@ -140,7 +140,7 @@ def build(root: DAGNode) -> Application:
     Example:
       from greetings import app  # a module with the class Greeter, and app = Greeter.bind()
 
-      print(serve.build(app).ingress.name)  # Greeter
+      print([*serve.build(app)])  # ['Greeter']
     """
     deployments = compile_application(root).deployments
     for deployment in deployments:

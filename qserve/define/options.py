@@ -87,7 +87,7 @@ class AutoscalingConfig(BaseModel, frozen=True, extra="forbid", populate_by_name
     Example:
       from qserve.config import AutoscalingConfig
 
-      config = AutoscalingConfig(min_replicas=0, max_replicas=8, upscale_delay_s=0, policy="rules:by_hour")
+      config = AutoscalingConfig(min_replicas=0, max_replicas=8, upscale_delay_s=0)
       Scaled = Greeter.options(autoscaling_config=config)
     """
 

@@ -54,9 +54,11 @@ class AutoscalingContext:
       config: The deployment's ``autoscaling_config``, with all defaults.
 
     Example:
+      from typing import Any
+
       from qserve.config import AutoscalingContext
 
-      def by_age(context: AutoscalingContext) -> tuple[int, dict]:
+      def by_age(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
           more = context.oldest_request_age_s > 5
           return context.target_num_replicas + more, context.policy_state
 

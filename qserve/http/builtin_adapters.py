@@ -103,7 +103,7 @@ class NdArray(BaseModel):
     Example:
       from qserve.http_adapters import NdArray
 
-      print(NdArray(array=[1, 2, 3, 4], shape=[2, 2], dtype="int").to_numpy().tolist())  # [[1, 2], [3, 4]]
+      print(NdArray(array=[1.0, 2.0, 3.0, 4.0], shape=[2, 2], dtype="int").to_numpy().tolist())  # [[1, 2], [3, 4]]
     """
 
     array: _Numbers | list[_Numbers] | list[list[_Numbers]] | list[list[list[_Numbers]]] = Field(
@@ -185,7 +185,7 @@ def json_to_ndarray(payload: NdArray) -> Any:
     Example:
       from qserve.http_adapters import NdArray, json_to_ndarray
 
-      print(json_to_ndarray(NdArray(array=[1, 2], shape=[2, 1])).shape)  # (2, 1)
+      print(json_to_ndarray(NdArray(array=[1.0, 2.0], shape=[2, 1])).shape)  # (2, 1)
     """
     return payload.to_numpy()
 
@@ -206,7 +206,7 @@ def json_to_multi_ndarray(payload: dict[str, NdArray]) -> dict[str, Any]:
     Example:
       from qserve.http_adapters import NdArray, json_to_multi_ndarray
 
-      print(json_to_multi_ndarray({"a": NdArray(array=[1, 2])})["a"].shape)  # (2,)
+      print(json_to_multi_ndarray({"a": NdArray(array=[1.0, 2.0])})["a"].shape)  # (2,)
     """
     return {name: array.to_numpy() for name, array in payload.items()}
 

@@ -45,6 +45,7 @@ def test_a_link_out_of_the_documentation_leads_to_a_copy_in_the_site() -> None:
     )
     assert outside == [ROOT / "examples" / "hello.py", ROOT / "SECURITY.md"]
     assert docs_site.moved("[a](docs/guide.md#x)", ROOT / "SECURITY.md")[0] == "[a](../guide.md#x)"
+    assert docs_site.moved("[docs/guide.md](docs/guide.md)", ROOT / "SECURITY.md")[0] == "[User guide](../guide.md)"
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,12 @@ def test_an_example_prints_what_it_shows(
 ) -> None:
     if path in NOT_HERE:
         pytest.importorskip(NOT_HERE[path])
-    program = docstring_examples.PRELUDE.partition("\nhandle =")[0]
-    (tmp_path / "greetings.py").write_text(f"{program}\napp = Greeter.bind()\n")
+    (tmp_path / "greetings.py").write_text(docstring_examples.GREETINGS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "greetings", raising=False)
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
-    exec(program, namespace)
+    exec(docstring_examples.GREETINGS, namespace)
 
     docstring_examples.run(LOCAL[path], namespace, capsys)
     qserve.shutdown()

@@ -13,6 +13,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import reference  # noqa: E402
 
 PRELUDE = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "reference" / "index.md").read_text(), re.M | re.S)[0]
+GREETINGS = PRELUDE.partition("\nhandle =")[0] + "\napp = Greeter.bind()\n"
+"""A module with the class of that program, which examples import as ``greetings``."""
 EXAMPLES = {
     f"{path}.{thing.name}" if thing is not owner else path: code
     for path, owner in reference.documented().items()

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import docstring_examples
 import pytest
 
 from qserve.cli.starter import starter
@@ -92,6 +93,16 @@ def test_checkers_accept_the_examples(check: Callable[[Path], Lines], tmp_path: 
                 untyped.add((path.name, number))
 
     assert not check(tmp_path) - untyped
+
+
+@pytest.mark.parametrize("check", CHECKERS)
+def test_checkers_accept_the_examples_of_docstrings(check: Callable[[Path], Lines], tmp_path: Path) -> None:
+    (tmp_path / "greetings.py").write_text(docstring_examples.GREETINGS)
+    for path, code in docstring_examples.EXAMPLES.items():
+        name = re.sub(r"\W", "_", f"example_{path}")
+        (tmp_path / f"{name}.py").write_text(f"{docstring_examples.PRELUDE}\n\n{code}\n")
+
+    assert not check(tmp_path)
 
 
 @pytest.mark.parametrize(
