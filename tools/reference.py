@@ -305,15 +305,14 @@ def bullets(items: Iterable[tuple[str, str]]) -> Iterator[str]:
         yield f"- {head}: " + prose(text).replace("\n", "\n  ")
 
 
-def _typed(thing: griffe.Object, names: str) -> str:
+def _typed(names: str, known: Iterable[griffe.Parameter]) -> str:
     """Return the names of parameters with their types and defaults."""
-    known = {one.name.lstrip("*"): one for one in parameters(thing)}
+    by_name = {one.name.lstrip("*"): one for one in known}
     shown = []
     for name in names.split(", "):
-        one = known.get(name.lstrip("*"), griffe.Parameter(name))
-        about = [f"`{one.annotation}`"] * bool(one.annotation) + [f"default `{default_of(one)}`"] * bool(
-            default_of(one)
-        )
+        one = by_name[name]
+        about = [f"`{one.annotation}`"] if one.annotation else []
+        about += [f"default `{default_of(one)}`"] if default_of(one) else []
         shown.append(f"**`{name}`**" + f" ({', '.join(about)})" * bool(about))
     return ", ".join(shown)
 
@@ -342,7 +341,9 @@ def document(thing: griffe.Object) -> Iterator[str]:
             yield prose(part.value)
         elif part.kind is kinds.parameters:
             yield "**Fields**" if thing.name in RECEIVED else "**Parameters**"
-            yield "\n".join(bullets((_typed(thing, names), text) for names, text in described_parameters(thing)))
+            yield "\n".join(
+                bullets((_typed(names, parameters(thing)), text) for names, text in described_parameters(thing))
+            )
         elif part.kind is kinds.returns:
             yield f"**Returns**\n\n{prose(_returned(thing, part.value[0]))}"
         elif part.kind is kinds.raises:
@@ -403,15 +404,19 @@ def errors() -> Iterator[str]:
 
 def options() -> Iterator[str]:
     thing = package()["define.options.DeploymentOptions"]
+    defaults = {one.name: one.default for one in parameters(thing)}
+    defaults["max_ongoing_requests"] = defaults["max_concurrent_queries"]
+    accepted = parameters(package()["define.options.Options"])
+    known = [griffe.Parameter(one.name, annotation=one.annotation, default=defaults[one.name]) for one in accepted]
     yield "# Options of a deployment"
     yield (
         "Pass them to `@serve.deployment(...)` or `Class.options(...)`, or write them in a [config file](../config.md)."
     )
     described = described_parameters(thing)
-    yield "\n".join(bullets((_typed(thing, names), text) for names, text in described))
+    yield "\n".join(bullets((_typed(names, known), text) for names, text in described))
     named = ", ".join(names for names, _ in described).split(", ")
-    others = [f"`{one.name}`" for one in parameters(thing) if one.name not in named]
-    yield f"Further options of Ray Serve are accepted: {', '.join(others)}. A warning names those that have no effect."
+    others = [f"`{one.name}`" for one in known if one.name not in named]
+    yield f"Accepted for programs written for Ray Serve, and without effect, as a warning says: {', '.join(others)}."
 
 
 def settings() -> Iterator[str]:

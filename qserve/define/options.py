@@ -254,30 +254,38 @@ class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
     Those in ``qserve.base.unused`` are accepted and validated, and have no effect: a warning names them.
 
     Parameters:
-      name: The deployment's name; ``None`` takes the class's or function's own.
-      num_replicas: Number of replicas over all hosts.
-      user_config: JSON value that ``reconfigure`` is called with.
-      max_concurrent_queries: Calls that one replica runs at a time; also ``max_ongoing_requests``.
+      name: The deployment's name; None takes the class's or function's own.
+      num_replicas: Number of replicas over all hosts; ``"auto"`` for an ``AutoscalingConfig`` with up to 100.
+      autoscaling_config: How the number of replicas follows the load; None for a fixed number.
+      max_concurrent_queries, max_ongoing_requests: Calls that one replica runs at a time, under two names. A ``def``
+        runs one at a time.
       max_queued_requests: Calls that may wait in the queue; -1 sets no limit.
-      graceful_shutdown_timeout_s: How long a stopping replica may finish its calls.
-      health_check_period_s, health_check_timeout_s: Time between two ``check_health`` calls, and how long one may take.
-      version: Replicas with the same version are kept when an application is run again.
-      init_args, init_kwargs: Arguments for a ``bind()`` without any.
-      route_prefix: Path of the ingress.
-      request_timeout_s: Seconds a request may take; ``None`` takes the application's default.
+      backpressure_config: How a call is refused when the queue is full.
+      user_config: JSON value that ``reconfigure`` is called with, at the start and when it changes.
+      route_prefix: URL path of the ingress, such as ``"/shop"``.
+      request_timeout_s: Seconds that a request may take; None takes ``QSERVE_REQUEST_TIMEOUT_S``.
       cancel_on_disconnect: Whether a request is cancelled when its HTTP client closes the connection.
-      max_execution_s: Seconds one call may run; a replica stuck in a longer one is replaced.
+      use_new_handle_api: Set on the ingress: the handles that constructors of its application get take one await.
+      max_retries: How often a call that raised is run again.
+      retry_on: Exception classes (or their names) that are retried; None retries all.
+      retry_backoff_s: Seconds before the first retry; they double with each, and vary by half.
+      max_execution_s: Seconds that one call may run; a replica stuck in a longer one is replaced. None for any time.
       preload: ``"module:function"``, or a function that a module defines: it is run once on each host before the
         replicas there are forked, which share what it returns, as ``get_replica_context().preloaded``.
       max_requests: After so many calls a replica is replaced, or after up to a quarter more, so that not all are
-        replaced together; ``None`` for never.
-      max_memory_mb: A replica that uses more than so many MiB is replaced; ``None`` for no limit.
-      max_surge_percent: How many replicas there may be beyond those that are wanted while a new version comes up;
-        ``None`` for as many as there is room for.
-      max_retries: How often a call that raised is run again.
-      retry_on: Exception classes (or their names) that are retried; ``None`` retries all.
-      use_new_handle_api: Set on the ingress: the handles that constructors of its application get take one await.
-      retry_backoff_s: Wait before the first retry; it doubles with each, and varies by half.
+        replaced together; None for never.
+      max_memory_mb: A replica that uses more than so many MiB is replaced; None for no limit.
+      graceful_shutdown_timeout_s: Seconds that a stopping replica may take to finish its calls.
+      health_check_period_s, health_check_timeout_s: Seconds between two ``check_health`` calls, and that one may take.
+      logging_config: The logs of the replicas, a ``LoggingConfig`` or a dict.
+      ray_actor_options: What a replica takes of its host (``num_cpus``, ``num_gpus``, ``memory``, ``resources``), where
+        it may run (``label_selector``, ``accelerator_type``), and its variables (``runtime_env``).
+      max_replicas_per_node: Replicas that one host may run; None for any number.
+      max_surge_percent: How many replicas there may be beyond those that are wanted while a new version comes up, in
+        percent; None for as many as there is room for.
+      max_constructor_retry_count: A deploy fails after so many failed starts, or after three for each replica.
+      version: Replicas with the same version are kept when an application is run again.
+      init_args, init_kwargs: Arguments for a ``bind()`` without any.
 
     Raises:
       TypeError: A value has the wrong type, or an option does not exist.

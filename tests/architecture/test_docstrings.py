@@ -16,6 +16,7 @@ import pytest
 from griffe import DocstringSectionKind as Kind
 
 from qserve import exceptions
+from qserve.base import unused
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -46,6 +47,20 @@ def test_every_parameter_is_described_and_no_other(path: str) -> None:
     assert described <= taken
     if described or path.rpartition(".")[2] not in reference.RECEIVED:
         assert described >= {name for name in taken if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(
+    ("documented", "accepted", "others"),
+    [
+        ("base.settings.Settings", "base.settings.Settings", set()),
+        ("define.options.DeploymentOptions", "define.options.Options", {*unused.DEPLOYMENT}),
+    ],
+)
+def test_every_setting_and_option_is_described(documented: str, accepted: str, others: set[str]) -> None:
+    described = reference.described_parameters(reference.package()[documented])
+    known = {one.name for one in reference.parameters(reference.package()[accepted])}
+
+    assert {name for names, _ in described for name in names.split(", ")} == known - others
 
 
 @every
