@@ -13,6 +13,7 @@
 # make bench    measure how costs grow and what others take, with plots in build/benchmarks; QUICK=1 and ONLY="depth width" for less
 # make bench-docs   the same into docs/performance.md, in about twelve minutes
 # make dist     build the distributions of the last commit into dist/, and check them
+# make constraints   write which versions of libraries images are built with, the newest that fit
 # make chaos    run the whole fault matrix, one fault at a time
 # make chaos-soak   inject faults at random for CHAOS_SECONDS (900); CHAOS_SEED repeats a run
 # make test-stack   run docker-compose.yml, and the stack that `qserve compose` writes for another application, with real containers
@@ -26,7 +27,7 @@ FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 900
 CHAOS_SEED ?= 0
 
-.PHONY: run test fast long bench bench-docs chaos chaos-soak check docs house tables hooks format fuzz fuzz-short mutants dist test-stack test-stack-if-possible clean
+.PHONY: run test fast long bench bench-docs chaos chaos-soak check docs house tables hooks format fuzz fuzz-short mutants dist constraints test-stack test-stack-if-possible clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("qserve needs Python 3.11 or later, for example: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -69,6 +70,9 @@ $(VENV)/installed-release: $(VENV)/installed
 
 dist: $(VENV)/installed-release
 	$(BIN)/python tools/dist.py
+
+constraints: $(VENV)/installed
+	$(BIN)/python tools/constraints.py
 
 long: $(VENV)/installed-schemas $(VENV)/installed-bench $(VENV)/installed-release
 	$(BIN)/python -m pytest -n0 -m long

@@ -19,9 +19,9 @@ from qserve.cli.starter import TARGET, starter
 from qserve.exceptions import UsageProblem
 from qserve.stacks.compose import FILE
 from qserve.stacks.files import SECRETS_FOLDER
-from qserve.stacks.image import OWN_FOLDER
+from qserve.stacks.image import CONSTRAINTS, OWN_FOLDER
 
-_STACK = (FILE, DOCKERFILE, ".dockerignore", SECRETS_FOLDER, OWN_FOLDER)
+_STACK = (FILE, DOCKERFILE, CONSTRAINTS, ".dockerignore", SECRETS_FOLDER, OWN_FOLDER)
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _NEEDED = ("qserve-celery", "pytest", "mypy")
 

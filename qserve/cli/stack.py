@@ -25,7 +25,7 @@ from qserve.deploy.files import release_of_part
 from qserve.deploy.registration import import_application, release_of
 from qserve.exceptions import UsageProblem
 from qserve.stacks.files import SECRETS_FOLDER, copy_own_code, difference, keep_out, own_requirement, theirs, write
-from qserve.stacks.image import IGNORED, OWN_FOLDER, Image, dockerfile, requirements_of
+from qserve.stacks.image import CONSTRAINTS, IGNORED, OWN_FOLDER, Image, constraints, dockerfile, requirements_of
 from qserve.stacks.plan import Plan, services_of, slug
 from qserve.wire.application import ApplicationRecord
 
@@ -187,7 +187,7 @@ def finish(given: Given, plan: Plan, texts: dict[str, str], *, check: bool, forc
     folder = Path()
     files, install = requirements_of(folder)
     image = Image(given.python, own_requirement(__version__), files, install)
-    texts = texts | {DOCKERFILE: dockerfile(plan, image)}
+    texts = texts | {DOCKERFILE: dockerfile(plan, image), CONSTRAINTS: constraints(plan)}
     for name in [] if force else theirs(folder, texts):
         if name != DOCKERFILE:
             raise UsageProblem(f"{name} exists and was not written by qserve: pass --force to replace it")

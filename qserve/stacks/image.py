@@ -12,6 +12,8 @@ from qserve.stacks.plan import Plan
 
 OWN_FOLDER = ".qserve"
 """Has qserve's own code for the image, where it was not installed from an index."""
+CONSTRAINTS = "qserve-constraints.txt"
+"""Has the versions of the libraries that qserve requires."""
 _REQUIREMENTS, _PROJECT = "requirements.txt", "pyproject.toml"
 _OTHERS = ("-r", "--requirement", "-c", "--constraint")
 _FOLDERS = ("-e", "--editable", ".", "/", "file:")
@@ -89,6 +91,12 @@ def _reads(folder: Path, name: str, files: list[str]) -> bool:
     return needs_all
 
 
+def constraints(plan: Plan) -> str:
+    """Return the text of the file of constraints: the versions that this version of qserve was tested with."""
+    pins = (Path(__file__).parent / "constraints.txt").read_text().partition("\n")[2]
+    return f"# Written by `{plan.written_by}`: what the images have of the libraries that qserve requires.\n{pins}"
+
+
 def dockerfile(plan: Plan, image: Image) -> str:
     """Return the text of the Dockerfile, with the targets ``gateway`` and ``worker``."""
     own = image.qserve.startswith(".")
@@ -101,7 +109,9 @@ def dockerfile(plan: Plan, image: Image) -> str:
 FROM python:{image.python}-slim AS qserve
 # without pip, so that the images contain nothing that can install packages
 RUN python -m venv --without-pip /opt/qserve
-{copy_qserve}RUN {_NO_ISOLATION} {what}
+# always the same versions of what qserve requires
+COPY {CONSTRAINTS} /src/
+{copy_qserve}RUN {_NO_ISOLATION} -c /src/{CONSTRAINTS} {what}
 
 FROM qserve AS packages
 # packages of Debian that yours need belong here, and into the image `base` if they need them when they run:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import clean_environment
+from environments import Environment
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-from dist import FULL, SLIM, build  # noqa: E402
+from dist import FULL, SLIM, build  # isort: skip
 
 
 @pytest.fixture(scope="session")
@@ -21,30 +16,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """The wheel and the sdist of each distribution, of the last commit."""
     folder = tmp_path_factory.mktemp("dist")
     return {name: build(name, folder) for name in (FULL, SLIM)}
-
-
-class Environment:
-    """A virtual environment, with commands that know nothing of the checkout."""
-
-    def __init__(self, folder: Path, *requirements: str) -> None:
-        self.bin = folder / "bin"
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        self.run("python", "-m", "pip", "install", "--quiet", *requirements)
-
-    def run(self, name: str, *arguments: str, cwd: Path | None = None, fails: bool = False) -> str:
-        """Run a command to its end, and return what it prints."""
-        variables = {key: value for key, value in clean_environment().items() if not key.startswith("PYTHON")}
-        done = subprocess.run(
-            [self.bin / name, *arguments],
-            cwd=cwd or self.bin,
-            env=variables,
-            check=False,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert bool(done.returncode) is fails, done.stdout
-        return done.stdout
 
 
 @pytest.fixture(scope="session")

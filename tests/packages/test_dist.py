@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 from dist import FULL, PARTS, SLIM, build, differences, slim
-
-ROOT = Path(__file__).parents[2]
+from environments import ROOT
 
 
 def test_the_slim_distribution_requires_the_parts_of_its_extras_only_there_with_their_bounds() -> None:

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Environment
 from dist import FULL, SLIM
+from environments import ROOT, Environment
 from http_client import Client
 from processes import READY, Site, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
-ROOT = Path(__file__).parents[2]
 WITHOUT_CHECKOUT = {"PYTHONPATH": "", "VIRTUAL_ENV": ""}
 
 

@@ -9,7 +9,7 @@ from applications import plan_for
 
 from qserve.exceptions import UsageProblem
 from qserve.stacks.files import keep_out, make_secrets
-from qserve.stacks.image import Image, dockerfile, requirements_of
+from qserve.stacks.image import CONSTRAINTS, Image, constraints, dockerfile, requirements_of
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,18 @@ def test_the_gateway_s_image_has_none_of_the_user_s_code() -> None:
     assert "--from=packages" not in gateway
     assert "FROM python:3.12-slim" in text
     assert "qserve-celery==1.0" in text
+
+
+def test_both_images_have_the_same_versions_of_libraries_whenever_they_are_built() -> None:
+    plan = plan_for("graph")
+    text = dockerfile(plan, Image("3.12", "qserve-celery==1.0"))
+
+    (install,) = [line for line in text.splitlines() if "qserve-celery==1.0" in line]
+    assert f"-c /src/{CONSTRAINTS} " in install
+    assert f"COPY {CONSTRAINTS} /src/\n" in text
+    first, *pins = constraints(plan).splitlines()
+    assert first.startswith("# Written by `qserve ")
+    assert any(pin.startswith("celery==") for pin in pins)
 
 
 def test_secrets_are_made_once_and_only_the_user_enters_their_folder(tmp_path: Path) -> None:
