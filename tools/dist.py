@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FULL, SLIM = "qserve-celery", "qserve-celery-slim"
-PARTS = ("gateway", "broker", "fastapi")
+PARTS = ("gateway", "broker", "fastapi", "reload")
 """The extras of what a client and a worker need not have."""
 _PACKAGES = ("qserve", "workers/qserve_workers", "gateway/qserve_gateway")
 _DESCRIBES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "PKG-INFO")

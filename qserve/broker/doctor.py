@@ -66,6 +66,7 @@ class BrokerFacts:
         empty when it may not be asked.
       role: ``master`` or ``slave``.
       replicas: How many replicas copy it now.
+      lacks_replicas: Whether it takes writes only with replicas that are up to date, and has none.
       watched: Whether it is found by way of Sentinels.
       sentinels: How many Sentinels watch it; None when they may not be asked.
       durability: The setting of this name.
@@ -92,6 +93,7 @@ class BrokerFacts:
     compatible: Version = ()
     role: str = "master"
     replicas: int = 0
+    lacks_replicas: bool = False
     watched: bool = False
     sentinels: int | None = None
     durability: str = LOCAL
@@ -185,6 +187,7 @@ def _of_info(info: dict[str, Any]) -> dict[str, Any]:
         "compatible": compatible,
         "role": str(info.get("role", "master")),
         "replicas": count_of(info, "connected_slaves"),
+        "lacks_replicas": "min_slaves_good_slaves" in info and not count_of(info, "min_slaves_good_slaves"),
         "maxmemory": count_of(info, "maxmemory"),
         "used_memory": count_of(info, "used_memory"),
         "policy": str(info.get("maxmemory_policy", "noeviction")),
@@ -207,6 +210,25 @@ class Finding:
     level: Literal["ok", "warning", "error"]
     what: str
     remedy: str = ""
+
+
+def refusals(client: redis.Redis, facts: BrokerFacts) -> list[Finding]:
+    """Return why a broker refuses writes at this moment: a finding for each reason, and none if it takes them.
+
+    Roles do not ask this when they start: they wait until it is over, or help to end it.
+    """
+    found = []
+    try:
+        client.ping()  # which a server refuses as it refuses writes while it cannot store them
+    except redis.ResponseError as error:
+        found.append(Finding("error", f"it refuses writes now: {error}", "make room on its disk, and read its log"))
+    if facts.maxmemory and facts.used_memory >= facts.maxmemory:
+        what = f"it refuses new requests now: all of its {facts.maxmemory} bytes are used"
+        found.append(Finding("error", what, f"fetch or purge what it keeps, or raise the limit ({MEMORY_SETTING})"))
+    if facts.lacks_replicas:
+        what = "it refuses writes now: min-replicas-to-write asks for replicas, and it has none that is up to date"
+        found.append(Finding("error", what, "start them, or lower min-replicas-to-write"))
+    return found
 
 
 def sample_acl(namespace: str) -> str:

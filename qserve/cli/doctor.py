@@ -14,7 +14,7 @@ import click
 from qserve.base.parts import DISTRIBUTIONS
 from qserve.base.settings import Settings
 from qserve.broker.connection import Client, broker_errors, connect
-from qserve.broker.doctor import Finding, examine, read_facts, sample_acl
+from qserve.broker.doctor import Finding, examine, read_facts, refusals, sample_acl
 from qserve.cli.options import broker_option, json_option
 from qserve.deploy.installation import Installation
 from qserve.exceptions import QserveException
@@ -43,14 +43,15 @@ def _print_acl(ctx: click.Context, option: click.Parameter, is_given: bool) -> N
 def doctor(settings: Settings, as_json: bool) -> None:
     """Check a broker for problems.
 
-    Checks version, eviction, persistence, clock, password and secret key, and the stores of large values, and prints a
-    line for each, with a remedy for what is wrong. The exit code is 1 if there is an error.
+    Checks version, eviction, persistence, clock, password and secret key, the stores of large values, and whether the
+    broker takes writes now. Prints a line for each, with a remedy for what is wrong. The exit code is 1 if there is an
+    error.
     """
     with contextlib.closing(connect(settings.named_broker)) as client:
         facts = read_facts(client, settings)
         findings = examine(facts)
         if not facts.unreachable:
-            findings += _of_stores(settings, client)
+            findings += [*refusals(client, facts), *_of_stores(settings, client)]
     findings += _of_packages()
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))

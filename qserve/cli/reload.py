@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from qserve.base.parts import RELOAD, advice
 from qserve.exceptions import UsageProblem
 
 _POLL_INTERVAL_MS = 200
@@ -25,7 +26,7 @@ def changes(folder: str, file: str | None) -> Iterator[list[str]]:
     try:
         watchfiles: Any = import_module("watchfiles")  # only this option needs it
     except ImportError as error:
-        raise UsageProblem("--reload needs the library watchfiles: pip install watchfiles") from error
+        raise UsageProblem(f"--reload needs watchfiles: {advice(RELOAD)}") from error
     modules = watchfiles.PythonFilter()
     config = None if file is None else Path(file).absolute()
 

@@ -12,12 +12,22 @@ from typing import Any
 import pytest
 import redis
 from click.testing import CliRunner
+from processes import Site, wait_until
 
 from qserve.__main__ import main
 from qserve.base.keyring import PUBLISHED_KEY
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect
-from qserve.broker.doctor import BrokerFacts, Finding, check, check_address, examine, facts_of_address, read_facts
+from qserve.broker.doctor import (
+    BrokerFacts,
+    Finding,
+    check,
+    check_address,
+    examine,
+    facts_of_address,
+    read_facts,
+    refusals,
+)
 from qserve.cli import doctor as command
 from qserve.exceptions import BrokerError, BrokerUnavailable
 from qserve.machine.embedded_broker import EmbeddedBroker
@@ -271,13 +281,37 @@ def test_the_embedded_broker_has_nothing_wrong() -> None:
         broker.stop()
 
 
+def test_a_broker_that_refuses_writes_at_this_moment_says_why(site: Site) -> None:
+    data = site.folder / "data"
+    data.mkdir()
+    with connect(site.broker("--dir", str(data), "--save", "3600 1")) as client:
+
+        def reasons() -> list[str]:
+            return [one.what for one in refusals(client, read_facts(client, LOCAL))]
+
+        assert reasons() == []
+        client.config_set("min-replicas-to-write", 1)
+        assert reasons() == [
+            "it refuses writes now: min-replicas-to-write asks for replicas, and it has none that is up to date"
+        ]
+        client.config_set("min-replicas-to-write", 0)
+        client.config_set("maxmemory", 1000)
+        assert reasons() == ["it refuses new requests now: all of its 1000 bytes are used"]
+        client.config_set("maxmemory", 0)
+        data.rmdir()
+        client.bgsave()
+        (why,) = wait_until(reasons, description="the server has failed to save")
+        assert why.startswith("it refuses writes now: MISCONF ")
+
+
 # -- the command -----------------------------------------------------------------------------------
 
 
 def run(monkeypatch: pytest.MonkeyPatch, server: Server, *options: str) -> Any:
     monkeypatch.setattr(command, "connect", lambda url: server)
     monkeypatch.setattr(Server, "close", lambda self: None, raising=False)
-    monkeypatch.setattr("qserve.cli.doctor._of_stores", lambda settings, client: [])  # they need a broker that answers
+    for name in ("_of_stores", "refusals"):  # they need a broker that answers
+        monkeypatch.setattr(command, name, lambda client, about: [])
     monkeypatch.setenv("QSERVE_SECRET_KEY", "the-key-of-this-test")
     return CliRunner().invoke(main, ["doctor", "--broker", "redis://127.0.0.1:1/0", *options])
 

@@ -146,7 +146,13 @@ def test_with_compose_it_writes_the_stack_that_qserve_compose_writes(
     result = qserve("init", "shop", "--compose")
 
     assert result.exit_code == 0, result.output
-    assert "docker-compose.yml, Dockerfile, qserve-constraints.txt: wrote 3\nstart it with: docker compose up -d --build\n" in result.output
+    assert (
+        "docker-compose.yml, Dockerfile, qserve-constraints.txt: wrote 3\nstart it with: docker compose up -d --build\n"
+        in result.output
+    )
     monkeypatch.chdir(tmp_path / "shop")
-    assert qserve("compose", "hello:app", "--check").output == "docker-compose.yml, Dockerfile, qserve-constraints.txt: up to date\n"
+    assert (
+        qserve("compose", "hello:app", "--check").output
+        == "docker-compose.yml, Dockerfile, qserve-constraints.txt: up to date\n"
+    )
     assert Path("docker-compose.yml").read_text().startswith("# Written by `qserve compose hello:app`")

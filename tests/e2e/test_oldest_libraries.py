@@ -13,6 +13,8 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
+EXTRAS = ("docs", "otel", "storage")
+"""Those that users install."""
 FOR_TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "fakeredis"]
 FOR_TESTS += ["httpx", "numpy", "pandas", "pillow"]
 TESTS = [
@@ -22,6 +24,11 @@ TESTS = [
     "tests/e2e/test_celery_tools.py",
     "tests/e2e/test_http_applications.py",  # FastAPI, Flask, forms and files, on replicas behind a gateway
     "tests/appfile",
+    "tests/gateway/test_docs_page.py",
+    "tests/payloads/test_tiers.py",
+    "tests/payloads/test_folder_under_gevent.py",
+    "tests/tracing",
+    "tests/e2e/test_tracing.py",
     "tests/cli",
     "tests/http",
     "tests/wire",
@@ -31,7 +38,8 @@ TESTS = [
 def oldest() -> list[str]:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    bounds = dict(re.findall(r"^(\S+?)>=([0-9.]+)", config["options"]["install_requires"], re.M))
+    lists = [config["options"]["install_requires"], *(config["options.extras_require"][extra] for extra in EXTRAS)]
+    bounds = dict(re.findall(r"^(\S+?)>=([0-9.]+)", "\n".join(lists), re.M))
     return [f"{name}=={bound}" for name, bound in bounds.items()]
 
 

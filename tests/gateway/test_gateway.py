@@ -707,6 +707,19 @@ def test_healthz_says_success_while_the_broker_answers() -> None:
     assert "secret" not in response.text
 
 
+def test_healthz_is_503_while_the_broker_cannot_store_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device")
+
+    plane = FakePlane(plain_app())
+    client = serve(plane)
+    monkeypatch.setattr(plane.client, "ping", refuse)
+
+    response = client.get("/-/healthz")
+
+    assert (response.status_code, error_of(response)["code"]) == (503, "broker_disk_full")
+
+
 @pytest.mark.parametrize("records", [(), (plain_app(prefix=None),)], ids=["nothing", "an application without HTTP"])
 def test_healthz_is_503_until_there_is_a_route(records: tuple[ApplicationRecord, ...]) -> None:
     plane = FakePlane(*records)
