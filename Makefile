@@ -1,6 +1,6 @@
 # make run      serve the hello example on an embedded broker
 # make test     run the tests, but for those of `make check` and `make long`
-# make fast     run the tests that take less than a second and start no processes
+# make fast     run the tests that take less than a quarter of a second and start no processes
 # make check    check format, lint, types, the rooms and the documentation's tables
 # make house    print the structure of the code: sizes, rooms, imports between them
 # make tables   write the tables of rooms and of the files of a request into docs/architecture.md, and that of metrics

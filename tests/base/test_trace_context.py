@@ -64,6 +64,7 @@ def test_a_tracestate_is_read_in_its_shortest_form_or_ignored(given: str, read: 
     assert read_tracestate(given) == read
 
 
+@pytest.mark.slow
 @given(st.text() | st.from_regex(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}.*", fullmatch=True))
 def test_no_text_breaks_the_readers_and_what_they_return_they_read_again(text: str) -> None:
     parent = read_traceparent(text)
@@ -73,6 +74,7 @@ def test_no_text_breaks_the_readers_and_what_they_return_they_read_again(text: s
     assert (parent + state).isprintable()
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(

@@ -89,6 +89,7 @@ def test_results_that_are_left_take_a_quarter_of_the_memory_before_no_more_are_b
     assert submit_all(desk, after) == [b"OK"] * 5
 
 
+@pytest.mark.slow
 def test_a_result_that_finds_no_room_is_delivered_and_not_left(desk: Desk, pieces: int) -> None:
     begun, small, waited_for = list(ids(2 * pieces + 1)), list(ids(1)), list(ids(1))
     submit_all(desk, begun + small)

@@ -74,6 +74,7 @@ def test_an_unsigned_record_is_refused_by_whoever_accepts_any_key(registry: Regi
         accepting.get("shop")
 
 
+@pytest.mark.slow
 def test_a_staged_version_gets_its_share_of_requests_until_the_time_is_over(registry: Registry) -> None:
     second, hour_ms = replace(RECORD, version="two"), clock.judge_ms() + 3_600_000
     registry.stage(RECORD)

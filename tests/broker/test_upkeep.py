@@ -79,6 +79,7 @@ def test_calls_of_a_request_that_was_cancelled_meanwhile_are_not_woken(desk: Des
     assert desk.fetch(desk.one) == []
 
 
+@pytest.mark.slow
 def test_a_replica_that_held_more_than_one_look_takes_loses_nothing(desk: Desk) -> None:
     requests = [f"{number:032x}" for number in range(1001)]
     for request_id in requests:

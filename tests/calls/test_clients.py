@@ -165,6 +165,7 @@ def test_a_ref_that_nobody_has_lets_go_of_its_result_though_nothing_more_is_sent
     wait_until(lambda: not client.exists(key), description="nothing of it is kept")
 
 
+@pytest.mark.slow
 def test_what_a_call_that_is_not_sent_has_stored_goes_at_once(plane: ClientPlane, connect_to: Connect) -> None:
     call = connect_to("one").get_app_handle("shop").predict.remote(5)
     call.accepted(60)

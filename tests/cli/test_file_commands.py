@@ -190,6 +190,7 @@ def test_what_a_command_cannot_do_is_told_with_exit_code_2(
     assert registry.names() == []
 
 
+@pytest.mark.slow
 def test_run_refuses_a_bad_file_before_it_starts_anything(
     qserve: Qserve, registry: Registry, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -563,6 +563,7 @@ def test_a_call_of_as_many_values_as_a_step_may_have_compiles_and_one_more_is_re
         plan_of(func.bind(*values))
 
 
+@pytest.mark.slow
 def test_a_graph_of_too_many_calls_is_refused_by_the_name_of_the_first_that_is_too_much() -> None:
     model = Model.bind(1)
     with InputNode() as inp:

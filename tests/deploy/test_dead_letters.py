@@ -292,6 +292,7 @@ def room(desk: Desk) -> Iterator[int]:
         desk.client.delete(key)
 
 
+@pytest.mark.slow
 def test_letters_take_an_eighth_of_the_brokers_memory_and_the_oldest_go(
     desk: Desk, letters: DeadLetters, room: int
 ) -> None:

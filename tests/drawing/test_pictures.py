@@ -236,6 +236,7 @@ def pictures(draw: st.DrawFn) -> Picture:
     return Picture("n0", nodes, tuple(sorted(edges, key=lambda edge: (edge.child, edge.user))))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(pictures())
 def test_any_graph_is_drawn_whole(picture: Picture) -> None:
@@ -252,6 +253,7 @@ def test_any_graph_is_drawn_whole(picture: Picture) -> None:
 # -- layout ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(pictures())
 def test_boxes_do_not_overlap_and_edges_lead_right(picture: Picture) -> None:
@@ -301,6 +303,7 @@ def test_positions_are_the_nearest_that_keep_their_distances() -> None:
     assert spread([5, 5], [0, 10], [3, 1]) == [2.5, 12.5]
 
 
+@pytest.mark.slow
 def test_deep_graphs_are_drawn() -> None:
     node = combine.bind()
     for _ in range(1_500):

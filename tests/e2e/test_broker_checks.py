@@ -96,7 +96,8 @@ def test_a_gateway_is_not_ready_until_its_broker_has_been_put_right(site: Site) 
     wait_until(Client(port).is_up, description="the gateway serves")
 
 
-@pytest.mark.parametrize("role", ["worker", "gateway"])
+# tests/broker/test_doctor.py has what is refused
+@pytest.mark.parametrize("role", ["worker", pytest.param("gateway", marks=pytest.mark.long)])
 def test_roles_refuse_an_open_broker_on_the_network_without_asking_it(site: Site, role: str) -> None:
     process = site.qserve(role, env={"QSERVE_BROKER_URL": "redis://broker.invalid:6379/0", "PORT": str(free_port())})
     assert process.wait() == 1

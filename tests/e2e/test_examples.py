@@ -59,8 +59,9 @@ def running() -> Iterator[tuple[Site, Serving]]:
     [
         (FIRST, "hello_client.py", "Hola Dora\n"),
         ("echo:foo_node", "echo_client.py", "foo\n"),
-        ("arithmetic:graph", "arithmetic_client.py", "9\n"),
-        ("arithmetic_adapter:graph", "arithmetic_client.py", "9\n"),
+        # these graphs are in tests/local/test_graph_arguments.py too, and their adapters in tests/http
+        pytest.param("arithmetic:graph", "arithmetic_client.py", "9\n", marks=pytest.mark.long),
+        pytest.param("arithmetic_adapter:graph", "arithmetic_client.py", "9\n", marks=pytest.mark.long),
         ("chat:chat", "chat_client.py", "Hello Dora\nHello Finn\n"),
     ],
 )

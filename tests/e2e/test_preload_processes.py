@@ -58,10 +58,14 @@ def kilobytes(pid: int, name: str) -> int:
     return int(found[1])
 
 
-@pytest.fixture
+def run_shop(site: Site) -> Client:
+    return Client(site.run("preload_shop:app", cwd=site.write("preload_shop.py", SHOP)).port)
+
+
+@pytest.fixture(scope="module")
 def shop() -> Iterator[tuple[Site, Client]]:
     with new_site() as site:
-        yield site, Client(site.run("preload_shop:app", cwd=site.write("preload_shop.py", SHOP)).port)
+        yield site, run_shop(site)
 
 
 def replicas_of(client: Client, but: int = 0) -> dict[int, Any]:
@@ -103,8 +107,9 @@ def test_a_replica_that_dies_is_forked_again_without_loading_again(shop: tuple[S
 
 
 @pytest.mark.row("F64")
-def test_when_the_process_itself_dies_another_one_loads_for_the_next_replica(shop: tuple[Site, Client]) -> None:
-    site, client = shop
+@pytest.mark.long  # tests/workers/test_preloads.py has that the process is started again
+def test_when_the_process_itself_dies_another_one_loads_for_the_next_replica(site: Site) -> None:
+    client = run_shop(site)
     (source,) = preloading(site)
     (victim, *_) = replicas_of(client)
 

@@ -70,7 +70,7 @@ def recycles(started: Started, reason: str) -> float:
 
 @pytest.mark.row("F65")
 def test_replicas_are_replaced_after_their_calls_and_there_are_never_fewer_than_wanted(started: Started) -> None:
-    qserve.run(Model.options(max_requests=200).bind())
+    qserve.run(Model.options(max_requests=60).bind())
     seen, counts = set[int](), set[int]()
 
     def have_been_replaced() -> bool:
@@ -105,6 +105,7 @@ def test_a_replica_that_is_replaced_finishes_what_it_streams(started: Started) -
 
 
 @pytest.mark.row("F65")
+@pytest.mark.long  # tests/workers/test_successors.py has the limit of memory, and the first test how one is replaced
 def test_a_replica_that_leaks_is_replaced_and_the_status_says_why(started: Started) -> None:
     qserve.run(Model.options(max_memory_mb=120).bind())
     seen, messages = set[int](), set[str]()

@@ -270,6 +270,7 @@ def test_celery_sees_the_replicas_of_the_broker(running: Stack, control: Control
     assert stack.post("a b")["words"] == 2
 
 
+@pytest.mark.long  # tests/faults/test_replica_ends.py has it
 def test_a_replica_that_celery_shuts_down_ends_and_another_one_takes_its_place(
     running: Stack, control: Control
 ) -> None:

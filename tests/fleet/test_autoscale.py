@@ -199,6 +199,7 @@ def test_who_leads_next_goes_on_with_a_delay_that_has_begun(shop: Shop) -> None:
     assert shop.noted.above_ms == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noted_s", [-3600, 10**9])
 def test_a_clock_of_the_broker_that_jumps_takes_no_replica_and_holds_none_for_ever(shop: Shop, noted_s: int) -> None:
     slow = replace(SLOW, look_back_period_s=5)

@@ -260,6 +260,7 @@ scalings = st.builds(
 traces = st.lists(st.integers(0, 60) | st.just(0), min_size=1, max_size=120)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(scalings, traces, st.integers(0, 25))
 def test_it_stays_within_its_limits_and_turns_no_sooner_than_the_delay_allows(
@@ -274,6 +275,7 @@ def test_it_stays_within_its_limits_and_turns_no_sooner_than_the_delay_allows(
         assert before == 0 or at - before_s >= (scaling.upscale_delay_s if count > before else down_s)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     scalings,

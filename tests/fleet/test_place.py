@@ -294,6 +294,7 @@ def check(needs: list[Need], hosts: list[HostRecord], placement: Placement) -> N
         assert placed + missing == wanted.count or not is_offered
 
 
+@pytest.mark.slow
 @given(NEEDS, HOSTS, st.randoms(use_true_random=False))
 def test_nothing_is_over_a_limit_whatever_changes_and_each_leader_computes_the_same(
     needs: list[Need], hosts: list[HostRecord], chance: random.Random
@@ -310,6 +311,7 @@ def test_nothing_is_over_a_limit_whatever_changes_and_each_leader_computes_the_s
         placement = place(needs, hosts, placement.assignments, running(placement))
 
 
+@pytest.mark.slow
 @given(NEEDS, HOSTS.filter(bool))
 def test_without_a_host_only_what_was_there_moves(needs: list[Need], hosts: list[HostRecord]) -> None:
     before = place(needs, hosts, {}, {})
@@ -321,6 +323,7 @@ def test_without_a_host_only_what_was_there_moves(needs: list[Need], hosts: list
             assert counts(before, key)[one.worker] <= counts(after, key)[one.worker]
 
 
+@pytest.mark.slow
 @given(NEEDS, HOSTS)
 def test_evening_out_comes_to_an_end(needs: list[Need], hosts: list[HostRecord]) -> None:
     needs = [replace(one, least=0) for one in needs]

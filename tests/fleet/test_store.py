@@ -112,6 +112,7 @@ def test_a_key_of_another_type_is_no_value_and_the_next_one_takes_its_place(
     assert [*reader.hosts()] == ["a-1"]
 
 
+@pytest.mark.slow
 @given(st.from_type(fleet.HostRecord) | st.from_type(Assignment) | st.from_type(Scaled) | st.from_type(fleet.Rollout))
 def test_a_value_is_the_same_after_its_way(value: fleet.HostRecord | Assignment | Scaled | fleet.Rollout) -> None:
     try:

@@ -223,6 +223,7 @@ REQUESTS = st.fixed_dictionaries(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(REQUESTS, st.sampled_from([2 * SMALL, 256 << 20]))
 def test_after_any_request_nothing_is_held(

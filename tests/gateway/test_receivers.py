@@ -238,6 +238,7 @@ def test_a_receiver_whose_certificate_is_for_another_name_gets_nothing(
     assert secure.heads == []
 
 
+@pytest.mark.slow
 def test_a_receiver_that_never_ends_its_handshake_is_left(receiver: Receiver) -> None:
     """In a process as the gateway's, where the standard library's limit is one of each read."""
     receiver.reply = b"\x16\x03\x03\x40\x00"  # a long record, of which more and more comes

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_graphs import Graph, graphs
@@ -65,6 +66,7 @@ class Interpreter:
         return outcome(0, *Arguments(template.args, template.kwargs).fill(slots, Ref))
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(graphs(), st.data())
 def test_a_graph_gives_what_plain_python_gives_and_runs_each_node_once(graph: Graph, data: st.DataObject) -> None:

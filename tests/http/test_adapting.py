@@ -199,6 +199,7 @@ def test_a_missing_file_is_refused() -> None:
         assert refusal(resolver, request).errors[0]["loc"] == ["body", "img"]
 
 
+@pytest.mark.slow
 def test_the_array_adapters_work_over_http() -> None:
     one = adapt(json_to_ndarray, a_request(b'{"array": [[1.9], [2.1]], "shape": [1, 2], "dtype": "int"}'))
     many = adapt(json_to_multi_ndarray, a_request(b'{"a": {"array": [1]}, "b": {"array": [3]}}'))
@@ -314,6 +315,7 @@ def test_objects_with_a_call_method_are_adapters() -> None:
     assert adapt(Resolver(), a_request(query="n=1")) == 1
 
 
+@pytest.mark.slow
 def test_the_adapters_that_come_along_import_no_fastapi() -> None:
     adapters = [None, *(f"qserve.http_adapters.{name}" for name in BUILT_IN)]
     program = f"""

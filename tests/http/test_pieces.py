@@ -217,6 +217,7 @@ def parsed(parser: type[MultiPartParser], stream: Any) -> Any:
     return asyncio.run(parse())
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(BODIES)
 def test_every_form_is_read_as_starlette_reads_it(body: bytes) -> None:
@@ -228,6 +229,7 @@ def test_a_form_that_repeats_its_boundary_without_end_takes_no_memory() -> None:
     assert parsed(FormParser, _pieces(body)) == parsed(MultiPartParser, _stream(body))
 
 
+@pytest.mark.slow
 def test_a_boundary_across_two_pieces_is_found() -> None:
     for shift in range(-8, 9):
         content = b"x" * (PIECE_BYTES + shift - len(part(b'name="f"; filename="f"', b"")))

@@ -252,6 +252,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(JSON)
 def test_json_values_come_out_as_they_went_in(value: Any) -> None:
     assert json.loads(as_json(value).body) == value

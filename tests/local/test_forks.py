@@ -116,11 +116,13 @@ def test_what_user_code_forks_behaves_as_in_any_program_wherever_it_does(forker:
     assert ask(forker.count) == len(everywhere) + 1, "no call was run by a child as well"
 
 
+@pytest.mark.slow
 def test_a_child_of_a_replica_calls_deployments_as_a_program_does(forker: Any, mode: str) -> None:
     # local mode has nobody in the child who would run a call, but what has arrived before can be had
     assert ask(forker.calls_from_child) in ({14} if mode == "broker" else {1, 14})
 
 
+@pytest.mark.slow
 def test_a_child_holds_no_connection_and_no_handler_of_its_replica(forker: Any, mode: str) -> None:
     held = ask(forker.held)
     if mode == "broker":

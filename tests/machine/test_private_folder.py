@@ -140,6 +140,7 @@ os._exit(7)
     assert not kept.path.exists()
 
 
+@pytest.mark.slow
 def test_starts_at_once_never_remove_each_others_folder(shared: Path) -> None:
     lost: list[Path] = []
 

@@ -298,6 +298,7 @@ def test_an_unknown_application_or_state_is_refused(installation: Installation) 
             list_requests(installation, "ap", state)
 
 
+@pytest.mark.slow
 def test_traces_take_no_more_than_their_share_of_memory(desk: Desk, installation: Installation) -> None:
     event = b"x" * 1000
     for number in range(TRACES_KEPT + 10):

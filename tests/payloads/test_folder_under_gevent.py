@@ -77,6 +77,7 @@ def put(folder: Folder, data: bytes = b"x" * MB) -> Claim:
     return folder.put([(0, memoryview(data))], len(data))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_in_the_other_process_is_told_here(folder: Folder, tmp_path: Path) -> None:
     claim, changed = put(folder), put(folder)
     (tmp_path / "namespace" / changed.name).write_bytes(b"y" * MB)
@@ -99,6 +100,7 @@ def test_what_cannot_be_done_in_the_other_process_is_told_here(folder: Folder, t
     another.close()
 
 
+@pytest.mark.slow
 def test_a_process_that_was_killed_is_replaced(folder: Folder) -> None:
     files = folder._files
     assert isinstance(files, ProcessFiles)

@@ -202,6 +202,7 @@ def test_what_is_between_the_parts_of_a_value_has_its_memory_too(segments: Segme
     assert path.stat().st_blocks * 512 > MB
 
 
+@pytest.mark.slow
 def test_what_a_reader_has_never_changes_while_two_processes_use_segments_again(
     start: Callable[[], Remote], root: Path
 ) -> None:
@@ -289,6 +290,7 @@ def test_a_reader_that_is_killed_gives_its_value_back(
     assert len([path for path in files_of_writers(root) if path.name.isdigit()]) == 2
 
 
+@pytest.mark.slow
 def test_a_forked_child_keeps_what_its_parent_has_read_and_writes_for_itself(start: Callable[[], Remote]) -> None:
     parent, writer = start(), start()
     claim = writer.run("result = put(b'a' * 100_000)")
@@ -386,6 +388,7 @@ def test_segments_are_given_back_when_they_were_not_needed_for_a_while(
     assert len([path for path in files_of_writers(root) if path.name.isdigit()]) == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_reads_very_many_values_copies_some_and_keeps_its_descriptors(segments: Segments) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = len([*Path("/proc/self/fd").iterdir()])

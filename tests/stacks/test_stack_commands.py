@@ -85,6 +85,7 @@ def test_a_builder_s_arguments_reach_the_deploy(qserve: Qserve) -> None:
     )
 
 
+@pytest.mark.slow
 def test_files_of_the_user_s_own_are_not_replaced(qserve: Qserve, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM mine AS worker\n")
     (tmp_path / "docker-compose.yml").write_text("services: {}\n")

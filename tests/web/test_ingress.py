@@ -743,6 +743,7 @@ sys.stdout.buffer.write(cloudpickle.dumps((Api, Site)))
 """
 
 
+@pytest.mark.slow
 def test_a_class_travels_with_its_application() -> None:
     packed = subprocess.run([sys.executable, "-c", SCRIPT], check=True, stdout=subprocess.PIPE).stdout
     api_class, site_class = pickle.loads(packed)
@@ -777,6 +778,7 @@ sys.stdout.buffer.write(cloudpickle.dumps(ingress(app)()))
 """
 
 
+@pytest.mark.slow
 def test_an_application_of_starlette_travels_with_its_state() -> None:
     packed = subprocess.run([sys.executable, "-c", STARLETTE], check=True, stdout=subprocess.PIPE).stdout
 
@@ -879,6 +881,7 @@ def test_the_class_keeps_its_name_and_its_constructors_signature() -> None:
     assert Api.bind(start=3).get_label() == "Api"
 
 
+@pytest.mark.slow
 def test_nothing_optional_is_imported() -> None:
     code = "import sys, qserve.web.ingress; print([m for m in ('fastapi', 'flask', 'werkzeug') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout == b"[]\n"
@@ -889,6 +892,7 @@ def test_responses_of_starlette_are_known_to_the_type_checker() -> None:
     assert not hasattr(PlainTextResponse, "body")
 
 
+@pytest.mark.slow
 def test_the_public_name_is_the_decorator_whoever_came_first() -> None:
     code = "from qserve.web.ingress import ingress; import qserve; assert qserve.ingress is ingress"
     subprocess.run([sys.executable, "-c", code], check=True)

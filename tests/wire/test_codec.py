@@ -75,6 +75,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(values)
 def test_plain_data_arrives_with_its_types_and_needs_no_key(value: Any) -> None:
     arrived = KEYLESS.decode(KEYLESS.encode(value))

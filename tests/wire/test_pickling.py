@@ -147,6 +147,7 @@ def test_code_finds_its_context_variables_once_in_a_process_and_with_their_defau
     assert found.stdout.decode().strip() == "('nobody', 'none') bob True"
 
 
+@pytest.mark.slow
 def test_the_variables_of_a_script_keep_the_values_that_it_has_set(script: Any) -> None:
     data, sent = packed(script.Values), dumps(script.Values)
     reading = (

@@ -120,6 +120,7 @@ def test_items_that_come_in_one_turn_of_the_loop_leave_by_one_command(
     assert len(desk.mail()) == 51
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("item", "most"),
     [(b"x", MOST_AHEAD), (b"x" * PIECE_BYTES, WINDOW), (STORED, WINDOW)],

@@ -149,6 +149,7 @@ def test_a_pinned_worker_with_too_few_gpus_says_so_and_runs_what_it_was_started_
     assert "2 of 3 replicas of deployment 'One' were assigned no GPU. This worker has 1;" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chosen", "offered", "words"),
     [

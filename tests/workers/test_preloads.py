@@ -77,6 +77,7 @@ def test_a_preload_that_hangs_is_ended_and_nobody_waits_for_it(host: Preloads) -
     assert host.pids == set()
 
 
+@pytest.mark.slow
 def test_a_process_that_stands_still_when_it_is_to_fork_costs_a_moment(
     host: Preloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_process_that_stands_still_when_it_is_to_fork_costs_a_moment(
         process.fork(spec_of("quick"))
 
 
+@pytest.mark.slow
 def test_a_process_that_has_ended_is_started_again(host: Preloads) -> None:
     spec = spec_of("quick")
     first = ready(host, spec)

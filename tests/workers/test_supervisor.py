@@ -77,6 +77,7 @@ def supervisor(client: redis.Redis, settings: Settings, keys: Keys, system: Syst
     return Supervisor(settings, fork=system.fork)
 
 
+@pytest.mark.slow
 @pytest.mark.row("F38")
 @pytest.mark.parametrize("shortage", [errno.EAGAIN, errno.ENOMEM])
 def test_a_system_without_processes_is_reported_asked_more_and_more_slowly_and_forgiven(
@@ -101,6 +102,7 @@ def test_a_system_without_processes_is_reported_asked_more_and_more_slowly_and_f
     assert [status.state for status in pool.replicas()] == [STARTING]
 
 
+@pytest.mark.slow
 def test_a_replica_that_runs_does_not_hide_that_no_other_one_can_be_started(
     system: System, client: redis.Redis, settings: Settings, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +132,7 @@ def test_a_replica_that_runs_does_not_hide_that_no_other_one_can_be_started(
     wait_until(lambda: two.tick() or not any(one.failures for one in pool.replicas()), description="that is over")
 
 
+@pytest.mark.slow
 def test_callers_are_told_of_a_deployment_that_cannot_be_started_until_a_replica_runs_anywhere(
     supervisor: Supervisor, system: System, client: redis.Redis, settings: Settings, keys: Keys
 ) -> None:
@@ -280,6 +283,7 @@ def test_a_name_takes_the_place_of_the_code(
     assert sources == (None if says else read_sources("own_shop:app"))
 
 
+@pytest.mark.slow
 def test_an_old_registration_that_is_put_back_is_repaired_although_nothing_was_announced(
     client: redis.Redis, settings: Settings, keys: Keys, system: System
 ) -> None:
@@ -437,6 +441,7 @@ def test_the_status_tells_starting_replicas_from_workers_that_are_not_there(
     assert told()[0] == "UNHEALTHY"
 
 
+@pytest.mark.slow
 def test_a_deployment_that_runs_again_is_no_longer_reported_while_another_still_fails(
     settings: Settings, client: redis.Redis, system: System
 ) -> None:
