@@ -24,7 +24,7 @@ class BadInput(click.ClickException):
 
 def is_file(target: str) -> bool:
     """Return whether a command's target is a config file, and not ``module:node``."""
-    return target.endswith((".yaml", ".yml", ".json")) or Path(target).is_file()
+    return target.endswith((".yaml", ".yml", ".json")) or (Path(target).is_file() and not target.endswith(".py"))
 
 
 def only_of_file(name: str, route_prefix: str | None, arguments: Collection[str]) -> None:

@@ -389,5 +389,8 @@ def _checked_id(loader: str, *args: Any) -> str:
     if len(args) != 1 or not isinstance(args[0], str):
         raise TypeError(f"{loader} must be called with one model id, a string, not with {args!r}")
     if not args[0]:
-        raise ValueError(f"{loader} got an empty model id; set it with handle.options(multiplexed_model_id=...)")
+        raise ValueError(
+            f"{loader} got an empty model id; set it with handle.options(multiplexed_model_id=...), or with the header"
+            " serve_multiplexed_model_id over HTTP"
+        )
     return args[0]

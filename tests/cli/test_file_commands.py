@@ -152,6 +152,7 @@ def test_a_bad_file_is_told_on_one_line_with_exit_code_2_and_nothing_is_changed(
     ("words", "message"),
     [
         (("deploy", "nothing.yaml"), "nothing.yaml cannot be read: No such file or directory"),
+        (("deploy", "shopcli.py"), "'shopcli.py' is a file path. Use a module name: shopcli:NODE"),
         (("deploy", "app.yaml", "--name", "x"), "a FILE says all of this itself"),
         (("deploy", "app.yaml", "size=3"), "a FILE says all of this itself"),
         (("deploy", "shopcli:app", "--dry-run"), "--dry-run is for a FILE"),
