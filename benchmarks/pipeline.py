@@ -4,9 +4,9 @@
     python benchmarks/pipeline.py [--sizes qserve,ray,bentoml] [--seconds 3] [--quick]
 
 A PNG of a handwritten digit is posted and made smaller; a random forest and a logistic regression judge it, each up
-to 32 images at a time; their judgements are combined. Each step is a process of its own. examples/digits.py is qserve's
-version; the others are benchmarks/apps/digits_ray.py and digits_bentoml.py. Lines are lines of code without what all
-share (examples/digits_models.py). See compare.py for how systems are installed and measured.
+to 32 images at a time; their judgements are combined. Each step is a process of its own. The programs are
+digits_qserve.py, digits_ray.py and digits_bentoml.py in benchmarks/apps. Lines are lines of code without what all share
+(digits_models.py). See compare.py for how systems are installed and measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.program import Given, main
 from peers.compared import lines_of_code
 from peers.comparison import Workload, compare
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+sys.path += [str(Path(__file__).parents[1] / "examples" / "tutorial"), str(Path(__file__).parent / "apps")]
 SIZES = ("qserve", "ray", "bentoml")
 COLUMNS = (
     "system", "version", "first answer, s", "memory, MB", "p50 ms, alone", "requests/s, 16 in flight",
@@ -32,10 +32,10 @@ COLUMNS = (
 
 def measure(given: Given) -> Iterator[Figure]:
     """Post one image again and again."""
-    from digits_models import TRAINED_ON, png_of
+    from digits_models import TRAINED_ON, sample
 
     adopt_orphans()
-    png, _ = png_of(TRAINED_ON)
+    png, _ = sample(TRAINED_ON)
     workload = Workload("digits", lambda answer: _digit(answer) is not None, body=png, content_type="image/png")
     rows = []
     for one in compare(workload, given.sizes, given.seconds):

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Take the screenshots of the live page that the README shows, of a real run under load.
+"""Take the screenshots of the live page that the README and the tutorial show, of real runs under load.
 
-    python tools/screenshots.py [FOLDER]      (docs/images; needs Chromium and playwright)
+    python tools/screenshots.py [FOLDER]      (docs/images; needs Chromium, playwright and scikit-learn)
 
 It serves a graph of six steps, one of which is too slow for the load, and sends requests for some seconds. The files
 show the graph, in light and dark and on a phone, and the waterfall of a request, one of whose steps was tried again.
+Then it does what page 3 of the tutorial says, with the application of page 2.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +85,33 @@ def picture(page: Any, path: Path, **options: Any) -> None:
     print(path)
 
 
+def browser_of(started: Any) -> Any:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    return started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+
+
+def take_tutorial(url: str, folder: Path, path: Path) -> None:
+    """Take the picture of page 3, while its program sends images."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        browser = browser_of(started)
+        page = browser.new_page(viewport={"width": 1280, "height": 640})
+        page.goto(url)
+        sending = subprocess.Popen([sys.executable, "load.py"], cwd=folder)
+        page.locator('.node[data-state="held"]').wait_for(timeout=60_000)
+        time.sleep(5)  # rates and latencies are those of the last seconds
+        picture(page, path)
+        sending.wait()
+        browser.close()
+
+
 def take(url: str, folder: Path, traced: str) -> None:
     """Take the pictures."""
     from playwright.sync_api import sync_playwright
 
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = browser_of(started)
         is_over = threading.Event()
         sending = threading.Thread(target=load, args=(is_over,), daemon=True)
         sending.start()
@@ -114,9 +137,10 @@ def take(url: str, folder: Path, traced: str) -> None:
         browser.close()
 
 
-async def serve(folder: Path, pictures: Path) -> None:
-    (folder / "photos.py").write_text(PROGRAM)
-    command = [sys.executable, "-m", "qserve", "run", "photos:app", "--port", str(PORT), "--name", "photos"]
+@asynccontextmanager
+async def serving(folder: Path, *arguments: str) -> AsyncIterator[str]:
+    """Serve an application, and yield the link to its live page."""
+    command = [sys.executable, "-m", "qserve", "run", *arguments, "--port", str(PORT)]
     process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
@@ -125,13 +149,26 @@ async def serve(folder: Path, pictures: Path) -> None:
             said += (await process.stdout.readline()).decode()
         link = re.search(r"http\S+#token=\w+", said)
         assert link is not None, said
-        traced = await asyncio.to_thread(
-            lambda: send(b'{"photo": 1, "flaky": true}', **{"Prefer": "respond-async", "X-Qserve-Trace": "1"})
-        )
-        await asyncio.to_thread(take, link[0], pictures, traced)
+        yield link[0]
     finally:
         process.terminate()
         await process.wait()
+
+
+async def serve(folder: Path, pictures: Path) -> None:
+    (folder / "photos.py").write_text(PROGRAM)
+    async with serving(folder, "photos:app", "--name", "photos") as link:
+        traced = await asyncio.to_thread(
+            lambda: send(b'{"photo": 1, "flaky": true}', **{"Prefer": "respond-async", "X-Qserve-Trace": "1"})
+        )
+        await asyncio.to_thread(take, link, pictures, traced)
+    for page in ("index", "2-two-models", "3-batches"):
+        text = (ROOT / "docs" / "tutorial" / f"{page}.md").read_text()
+        for name, listing in re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```", text, re.S | re.M):
+            if (page, name) != ("3-batches", "digits.py"):
+                (folder / name).write_text(listing.replace("8000", str(PORT)))
+    async with serving(folder, "digits:app") as link:
+        await asyncio.to_thread(take_tutorial, link, folder, pictures / "tutorial-live-page.png")
 
 
 if __name__ == "__main__":

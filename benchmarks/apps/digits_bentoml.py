@@ -1,4 +1,4 @@
-"""The pipeline of examples/digits.py on BentoML."""
+"""The pipeline of digits_qserve.py on BentoML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pipeline of examples/digits.py on Ray Serve."""
+"""The pipeline of digits_qserve.py on Ray Serve."""
 
 from __future__ import annotations
 

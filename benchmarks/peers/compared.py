@@ -18,7 +18,7 @@ from qserve.broker.connection import connect
 from qserve.machine.embedded_broker import find_server
 
 HERE = Path(__file__).resolve().parent
-FOLDERS = (HERE / "apps", HERE.parent / "apps", HERE.parents[1] / "examples")
+FOLDERS = (HERE / "apps", HERE.parent / "apps", HERE.parents[1] / "examples" / "tutorial")
 # Ray listens on the address of the network by default, even with 127.0.0.1 in its settings
 RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 _NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
@@ -109,7 +109,7 @@ def _targets(pattern: str, **names: str) -> dict[str, str]:
 SYSTEMS = {
     "qserve": System(
         "qserve", "", _qserve,
-        _targets("compared_qserve:{}", chain="chain", single="single", array="array") | {"digits": "digits:app"},
+        _targets("compared_qserve:{}", chain="chain", single="single", array="array") | {"digits": "digits_qserve:app"},
     ),
     "ray": System(
         "Ray Serve", "ray", _ray,

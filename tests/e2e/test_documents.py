@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 from click.testing import CliRunner
+from PIL import Image
 from processes import QSERVE, Serving, Site, free_port, is_open, wait_until
 
 from qserve.__main__ import main
@@ -32,6 +33,8 @@ DOCUMENTS += EXAMPLES
 SOURCES = ("qserve", "workers", "gateway", "tools", "Makefile", "docker-compose.yml")
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
+_NAME = re.compile(r"# ([\w-]+\.(?:py|toml|txt))\n")
+"""The first line of a block that the reader saves under this name."""
 _RUN = "qserve run "
 # carries variables such as `place=$(curl ...)` from one command to the next
 _SHELL = "if [ -f .shell ]; then . ./.shell; fi; set -a; {command}\nexport -p > .shell"
@@ -77,8 +80,8 @@ class Reader:
     def follow(self, blocks: list[tuple[str, str]]) -> None:
         for language, text in blocks:
             here = self._here(text)
-            name = re.match(r"# (\w+\.py)\n", here)
-            if language == "python" and name:
+            name = _NAME.match(here)
+            if language != "console" and name:
                 self._site.write(name[1], here)
             elif language == "console":
                 for command, shown in commands(here):
@@ -100,7 +103,7 @@ class Reader:
         shell = self._site.start(
             ["bash", "-euc", f"PATH={bin_folder}:$PATH; {_SHELL.format(command=command)}"],
         )
-        assert shell.wait() == 0, shell.output
+        assert shell.wait(timeout_s=240) == 0, shell.output  # some of them start many processes
         assert_shown(shown, shell.stdout)
 
     def _start(self, words: list[str], bin_folder: Path) -> None:
@@ -151,6 +154,52 @@ def test_an_example_does_what_its_readme_says(site: Site, readme: Path) -> None:
 
     reader.save(readme.parent)
     reader.follow(_BLOCK.findall(readme.read_text()))
+
+
+TUTORIAL = [ROOT / "docs" / "tutorial" / "index.md", *sorted((ROOT / "docs" / "tutorial").glob("[0-9]*.md"))]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.long  # needs what only `make long` installs; each step of it is checked elsewhere
+def test_the_tutorial_can_be_followed_from_an_empty_folder(site: Site) -> None:
+    reader = Reader(site)
+    for page in TUTORIAL:
+        reader.follow(_BLOCK.findall(page.read_text()))
+
+    written, images = site.folder, ROOT / "docs" / "images"
+    assert (written / "graph.svg").read_text() == (images / "tutorial-graph.svg").read_text()
+    assert pixels(written / "digit.png") == pixels(images / "tutorial-digit.png")
+    assert (written / "docker-compose.yml").read_text() == (ROOT / "examples/tutorial/docker-compose.yml").read_text()
+
+
+def pixels(path: Path) -> bytes:
+    """Return what an image shows; versions of Pillow compress it differently."""
+    with Image.open(path) as image:
+        return image.tobytes()
+
+
+def test_the_example_of_the_tutorial_is_what_its_pages_end_with() -> None:
+    blocks = [
+        block for page in TUTORIAL for language, block in _BLOCK.findall(page.read_text()) if language != "console"
+    ]
+    listed = {name[1]: block.partition("\n")[2] for block in blocks if (name := _NAME.match(block))}
+    folder = ROOT / "examples" / "tutorial"
+
+    assert listed.keys() >= {"digits.py", "models.py", "pyproject.toml", "requirements.txt"}
+    assert {name: (folder / name).read_text() for name in listed} == listed
+    assert {path.name for path in folder.glob("*.py")} <= listed.keys()
+
+
+def test_the_tutorial_scales_a_service_that_its_stack_has() -> None:
+    stack = (ROOT / "examples" / "tutorial" / "docker-compose.yml").read_text()
+    (written_by,) = re.findall(r"^# Written by `(.+?)`", stack)
+    text = (ROOT / "docs" / "tutorial" / "5-containers.md").read_text()
+    scaled = re.findall(r"--scale (\w+)=\d+ (\w+)", text)
+
+    assert f"$ {written_by}\n" in text
+    assert scaled
+    assert {name for names in scaled for name in names} <= set(re.findall(r"^  ([\w-]+):$", stack, re.M))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

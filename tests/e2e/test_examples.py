@@ -112,18 +112,6 @@ def test_one_program_submits_and_ends_and_another_one_fetches_the_results(site: 
     assert fetch.stdout == "May 6\nJune 8\nSeptember 18\n"
 
 
-@pytest.mark.long  # tests/define has batches and tests/local graphs; this needs what only `make long` installs
-def test_the_digits_are_read(running: tuple[Site, Serving]) -> None:
-    site, serving = running
-    deploy = site.qserve("deploy", "digits:app", cwd=EXAMPLES)  # its models are in digits_models.py
-    assert deploy.wait() == 0, deploy.output
-
-    lines = run_script(site, "digits_client.py", serving.port).splitlines()
-
-    assert len(lines) == 10
-    assert sum(line[len("shows ")] == line[-1] for line in lines) >= 8, lines
-
-
 def test_no_example_is_left_out() -> None:
     source, index = Path(__file__).read_text(), (EXAMPLES / "README.md").read_text()
 

@@ -32,8 +32,14 @@ def mypy(folder: Path) -> Lines:
         f"[mypy]\nplugins = qserve.mypy_plugin\nmypy_path = {ROOT}\nfollow_imports = silent\n"
         f"cache_dir = {ROOT / '.mypy_cache' / 'users'}\ncheck_untyped_defs = True\ndisallow_any_generics = True\n"
     )
-    command = [sys.executable, "-m", "mypy", "--config-file", str(config), "--output", "json", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    return run_mypy(folder, "--config-file", str(config))
+
+
+def run_mypy(folder: Path, *options: str) -> Lines:
+    command = [sys.executable, "-m", "mypy", *options, "--output", "json", str(folder)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env={**os.environ, "MYPYPATH": str(ROOT)}
+    )
     assert done.returncode in (0, 1), done.stdout + done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line]
     return {(Path(one["file"]).name, one["line"]) for one in found if one["severity"] == "error"}
@@ -82,17 +88,46 @@ def test_checkers_accept_the_programs_of_the_documentation(
     assert not check(tmp_path)
 
 
+def mypy_strict(folder: Path) -> Lines:
+    """Return the lines in which mypy finds errors, with the settings that the tutorial has its reader save."""
+    assert 'strict = true\nplugins = ["qserve.mypy_plugin"]\n' in (folder / "pyproject.toml").read_text()
+    return run_mypy(folder, "--follow-imports", "silent", "--cache-dir", str(ROOT / ".mypy_cache" / "users"))
+
+
+TUTORIAL = [ROOT / "docs" / "tutorial" / "index.md", *sorted((ROOT / "docs" / "tutorial").glob("[0-9]*.md"))]
+_LISTING = re.compile(r"^```\w+\n# ([\w-]+\.(?:py|toml))\n(.*?)^```", re.S | re.M)
+
+
+@pytest.mark.parametrize("check", [mypy_strict, pyright])
+def test_checkers_accept_every_listing_of_the_tutorial(check: Callable[[Path], Lines], tmp_path: Path) -> None:
+    listings = _LISTING.findall("".join(page.read_text() for page in TUTORIAL))
+    for number, (name, listing) in enumerate(listings):
+        path = tmp_path / name
+        if path.exists():
+            path.rename(tmp_path / f"before_{number}_{name}")
+        path.write_text(listing)
+
+    assert len(list(tmp_path.glob("*digits.py"))) >= 5
+    assert not check(tmp_path) - untyped_imports(tmp_path)
+
+
 @pytest.mark.parametrize("check", CHECKERS)
 def test_checkers_accept_the_examples(check: Callable[[Path], Lines], tmp_path: Path) -> None:
-    untyped = set()
     for path in (ROOT / "examples").rglob("*.py"):
         assert not (tmp_path / path.name).exists(), f"{path.name} is the name of two examples"
         (tmp_path / path.name).write_text(path.read_text())
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            if re.match(r"from (PIL|sklearn|celery)\b", line):  # which are not installed for this, or have no types
-                untyped.add((path.name, number))
 
-    assert not check(tmp_path) - untyped
+    assert not check(tmp_path) - untyped_imports(tmp_path)
+
+
+def untyped_imports(folder: Path) -> Lines:
+    """Return the lines that import what is not installed for these tests, or has no types."""
+    return {
+        (path.name, number)
+        for path in folder.glob("*.py")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.match(r"from (PIL|sklearn|celery)\b", line)
+    }
 
 
 @pytest.mark.parametrize("check", CHECKERS)

@@ -1,11 +1,4 @@
-"""Read handwritten digits: an image is prepared, two models judge it in batches, and their judgements are combined.
-
-    pip install scikit-learn pillow
-    qserve run digits:app            # in this folder
-    python digits_client.py          # in a second terminal; posts ten images and prints the digits
-
-Each of the four steps is a deployment that can have replicas of its own. The models get up to 32 images at a time.
-"""
+"""Read handwritten digits: an image is prepared, two models judge it in batches, and their judgements are combined."""
 
 from typing import Any
 
