@@ -75,6 +75,7 @@ async def _over_http(port: int, send: Send, connections: int, seconds: float) ->
     async def connection() -> None:
         nonlocal failed
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        until = time.perf_counter() + seconds  # so that the shortest load sends a request as well
         while time.perf_counter() < until:
             began = time.perf_counter()
             try:
@@ -91,7 +92,6 @@ async def _over_http(port: int, send: Send, connections: int, seconds: float) ->
         writer.close()
 
     began = time.perf_counter()
-    until = began + seconds
     await asyncio.gather(*(connection() for _ in range(connections)))
     return load_of(times, time.perf_counter() - began, failed)
 

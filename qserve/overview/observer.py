@@ -20,15 +20,18 @@ from qserve.exceptions import BrokerError
 from qserve.fleet.totals import STALE_S, worker_totals
 from qserve.overview.bottleneck import bottleneck_of
 from qserve.overview.graphs import graphs_of
-from qserve.overview.picture import Application, Broker, Change, Deployment, Graph, Host, Picture, Replica
+from qserve.overview.picture import Application, Broker, Change, Deployment, Graph, Host, Picture, Replica, Stored
 from qserve.overview.rates import Rates
 from qserve.wire import replies
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.fleet import Drain, HostRecord, Rollout, Scaled, Wish
 from qserve.wire.status import RUNNING, STARTING, ReplicaStatus
+from qserve.wire.totals import Snapshot
 
 _TOTALS_S = 1.0
 """How often what workers have counted is read; they publish it every two seconds."""
+_STORES = 8
+"""Of how many stores the large values are shown, for each worker."""
 _REGISTRY_S = 10.0
 """How often versions are read that nobody has announced: old ones expire."""
 
@@ -70,6 +73,7 @@ class Observer:
         self._rates = Rates()
         self._read_totals_at = self._read_registry_at = 0.0
         self._change = ""
+        self._stored: dict[str, tuple[Stored, ...]] = {}
         self._versions: dict[str, _Versions] = {}
         self._last = Picture()
 
@@ -95,7 +99,7 @@ class Observer:
         replicas = tuple(_replica(app, report) for app, found in reports.items() for report in found)
         commits = self._rates.commits_ms
         broker = Broker(True, status.used_bytes, status.limit_bytes, status.clients, status.refuses, *commits)
-        hosts = _hosts(fleet, [report for found in reports.values() for report in found])
+        hosts = _hosts(fleet, [report for found in reports.values() for report in found], self._stored)
         dead_letters = if_permitted(self._dead_letters).get("", 0)
         return Picture(clock.now_ms() / 1000, broker, applications, replicas, hosts, dead_letters)
 
@@ -124,6 +128,7 @@ class Observer:
         if now >= self._read_totals_at:
             published = if_permitted(lambda: worker_totals(one.client, one.keys, one.seal))
             self._rates.take(published, STALE_S, clock.now_ms())
+            self._stored = {worker: _stored(said.snapshot) for worker, said in published.items()}
             self._read_totals_at = now + _TOTALS_S
 
     def _read_fleet(self, apps: Sequence[str]) -> _Fleet:
@@ -237,9 +242,39 @@ def _replica(app: str, one: ReplicaStatus) -> Replica:
     return Replica(one.name, app, one.deployment, one.version, one.state, one.host, one.worker, one.pid, one.message)
 
 
-def _hosts(fleet: _Fleet, reported: Sequence[ReplicaStatus]) -> tuple[Host, ...]:
+def _hosts(
+    fleet: _Fleet, reported: Sequence[ReplicaStatus], stored: Mapping[str, tuple[Stored, ...]]
+) -> tuple[Host, ...]:
     used = Counter(one.worker for one in reported if one.state in (RUNNING, STARTING))
     return tuple(
-        Host(worker, one.host, one.places, used[worker], one.devices, one.is_drained(fleet.drains))
+        Host(
+            worker,
+            one.host,
+            one.places,
+            used[worker],
+            one.devices,
+            one.is_drained(fleet.drains),
+            stored.get(worker, ()),
+        )
         for worker, one in sorted(fleet.hosts.items())
+    )
+
+
+def _stored(said: Snapshot) -> tuple[Stored, ...]:
+    """Return what a worker says of the large values in each store, or of the first few where there are many."""
+    values, taken, oldest, fallbacks = (
+        {labels[0]: value for labels, value in said[name].values.items() if labels and not isinstance(value, tuple)}
+        if name in said
+        else {}
+        for name in ("payload_values", "payload_bytes", "payload_oldest_seconds", "payload_fallbacks")
+    )
+    return tuple(
+        Stored(
+            store,
+            round(values.get(store, 0)),
+            round(taken.get(store, 0)),
+            oldest.get(store, 0.0),
+            round(fallbacks.get(store, 0)),
+        )
+        for store in sorted({*values, *fallbacks})[:_STORES]
     )

@@ -148,6 +148,23 @@ class Application:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """The large values in one store, as a worker sees them.
+
+    Parameters:
+      values, bytes: How many there are, and what they take.
+      oldest_s: For how long the oldest of them has been there.
+      fallbacks: How many found no room there since the worker began, and went to the next store.
+    """
+
+    store: str
+    values: int
+    bytes: int
+    oldest_s: float
+    fallbacks: int
+
+
+@dataclass(frozen=True)
 class Host:
     """A worker that offers places for replicas.
 
@@ -156,6 +173,7 @@ class Host:
       places: How many replicas it runs at most; 0 if it only runs those that it was started for.
       used: How many run or start there.
       is_draining: Whether it is to run nothing.
+      stored: The large values in each store of which it knows.
     """
 
     worker: str
@@ -164,6 +182,7 @@ class Host:
     used: int
     devices: tuple[str, ...]
     is_draining: bool
+    stored: tuple[Stored, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from qserve.deploy.wishes import pause
 from qserve.fleet.totals import publish
 from qserve.metrics.table import TABLE
 from qserve.overview.observer import Observer
-from qserve.overview.picture import Deployment, Picture
+from qserve.overview.picture import Deployment, Picture, Stored
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.fleet import HostRecord
 from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
@@ -129,6 +129,19 @@ def test_rates_come_from_what_workers_have_published(installation: Installation)
     assert found.rate is not None
     assert found.rate > 0
     assert found.p50_ms == 15.0
+
+
+def test_a_host_has_the_large_values_of_each_store_as_its_worker_has_published_them(installation: Installation) -> None:
+    installation.fleet.offer(HostRecord("a-1", "a", 8))
+    installation.fleet.offer(HostRecord("b-1", "b", 8))
+    numbers = {"payload_values": 3, "payload_bytes": 5 << 20, "payload_oldest_seconds": 90, "payload_fallbacks": 2}
+    said: Snapshot = {name: Family(TABLE[name], {("memory",): value}) for name, value in numbers.items()}
+    said["payload_fallbacks"].values["file:///mnt",] = 1
+    assert publish(installation.client, installation.keys, installation.seal, "a-1", said, False)
+
+    hosts = {one.worker: one.stored for one in Observer(installation).look().hosts}
+
+    assert hosts == {"a-1": (Stored("file:///mnt", 0, 0, 0.0, 1), Stored("memory", 3, 5 << 20, 90, 2)), "b-1": ()}
 
 
 def test_without_applications_there_is_a_broker(installation: Installation) -> None:

@@ -23,6 +23,7 @@ from qserve_gateway.ui.sessions import ACT, SEE, Sessions
 from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.deploy.installation import Installation
+from qserve.fleet.totals import publish
 from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.overview.observer import Observer
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, dump_plan
@@ -34,6 +35,7 @@ from qserve.wire.fleet import HostRecord
 from qserve.wire.moves import Start
 from qserve.wire.sealing import event_context, seal_end, seal_header, seal_moves
 from qserve.wire.status import RUNNING, ReplicaStatus
+from qserve.wire.totals import Snapshot
 
 SEE_TOKEN, ACT_TOKEN = "a-token-for-looking", "a-token-for-acting"
 HOSTILE = "<img src=x onerror=alert(1)>&\"'`"
@@ -86,6 +88,11 @@ class Shop:
         name = f"{deployment}-{version}-{state}"
         status = ReplicaStatus(name, deployment, version, state, 7, "host-a", message, worker="a-1")
         self.installation.reports(app).report(status)
+
+    def publish(self, worker: str, said: Snapshot) -> None:
+        """Have a worker publish what it has counted."""
+        one = self.installation
+        assert publish(one.client, one.keys, one.seal, worker, said, False)
 
     def queue(self, deployment: str, calls: int) -> None:
         """Have calls wait since long ago."""

@@ -14,8 +14,10 @@ from processes import wait_until
 
 from qserve.base.clock import clock
 from qserve.deploy.wishes import pause
+from qserve.metrics.table import TABLE
 from qserve.wire.fleet import HostRecord
 from qserve.wire.status import FAILED, RUNNING
+from qserve.wire.totals import Family
 
 WITHIN_MS = 1000
 """How long a change may take until it shows."""
@@ -249,6 +251,29 @@ def test_hosts_show_what_runs_where(shop: Shop, shown: Any) -> None:
     shop.installation.fleet.offer(HostRecord("a-1", "host-a", 1))
     shown.get_by_text("all of 1 place used, and 1 replica more").wait_for(timeout=WITHIN_MS)
     check_with_axe(shown)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_hosts_show_the_bytes_and_the_age_of_large_values_by_store_on_a_phone_too(
+    shop: Shop, page: Any, scheme: str
+) -> None:
+    numbers = {"payload_values": 3, "payload_bytes": 5 << 20, "payload_oldest_seconds": 90, "payload_fallbacks": 2}
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.emulate_media(color_scheme=scheme)
+    shop.deploy()
+    enter(shop, page)
+    view(page, "#/hosts")
+    page.get_by_role("heading", name="host-a").wait_for()
+    assert page.get_by_text("Large values").count() == 0
+
+    shop.publish("a-1", {name: Family(TABLE[name], {(HOSTILE,): value}) for name, value in numbers.items()})
+
+    stored = page.get_by_role("list", name="Large values on host-a")
+    stored.get_by_text("3 values · 5.0 MiB · the oldest for 90 s · 2 found no room").wait_for(timeout=3 * WITHIN_MS)
+    assert HOSTILE in stored.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    check_with_axe(page)
 
 
 # -- what must not happen ------------------------------------------------------------------------------

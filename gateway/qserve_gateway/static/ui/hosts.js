@@ -1,5 +1,5 @@
 // Hosts and what runs where.
-import { h, plural, put } from "./dom.js";
+import { bytes, count, h, plural, put, seconds } from "./dom.js";
 
 export class HostsView {
   title = "Hosts";
@@ -38,8 +38,14 @@ export class HostsView {
       h("p", { class: "note" }, `worker ${worker || "of an older release"}`),
       h("p", {}, places ? placesOf(host) : `${plural(running, "replica")} of its own`, host?.devices.length ? ` · devices ${host.devices.join(", ")}` : "", host?.is_draining ? " · draining" : ""),
       places ? h("progress", { max: Math.max(places, host.used), value: host.used, "aria-label": `Places used on ${name}` }) : null,
-      h("ul", { class: "lines" }, groups.map(line)));
+      h("ul", { class: "lines" }, groups.map(line)),
+      host?.stored.length ? [h("h3", {}, "Large values"), h("ul", { class: "lines", "aria-label": `Large values on ${name}` }, host.stored.map(stored))] : null);
   }
+}
+
+function stored({ store, values, bytes: size, oldest_s: age, fallbacks }) {
+  const facts = [plural(values, "value"), bytes(size), values && `the oldest for ${seconds(age)}`, fallbacks && `${count(fallbacks)} found no room`];
+  return h("li", {}, h("span", { class: "where" }, store), h("span", { class: "note" }, facts.filter(Boolean).join(" · ")));
 }
 
 /** A deployment gets as many replicas as it is to have although no place is free, unless it says what it needs. */
