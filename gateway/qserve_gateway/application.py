@@ -35,7 +35,7 @@ from qserve_gateway.response.errors import errors, problem_reply
 from qserve_gateway.response.reply import call_when_sent, force_close, lingering
 from qserve_gateway.routes import RouteWatcher
 from qserve_gateway.ui.sessions import BROKER_URL, OFF, UI_PATH, Sessions
-from qserve_gateway.webhooks import Webhooks
+from qserve_gateway.webhooks import Unsent, Webhooks
 
 access_log = get_logger("qserve.access")
 
@@ -152,7 +152,7 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
         plane,
         partial(check_unless_parent_did, plane.client, settings),
         partial(recheck, plane.client, settings),
-        None if webhooks is None else webhooks.send_due,
+        Unsent(plane).look if webhooks is None else webhooks.send_due,
     )
     if watch:
         watcher.start()

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from qserve.base import failpoints
+from qserve.base.clock import clock
 from qserve.base.log import get_logger, of_request
 from qserve.base.once import may_say
 from qserve.base.settings import Settings
@@ -33,7 +34,7 @@ from qserve.wire.replies import each
 from qserve.wire.request_ids import is_of_value
 from qserve.wire.webhook import DueWebhook
 from qserve_gateway.jobs import JOBS_PATH, value_as_json
-from qserve_gateway.request.receivers import ReceiverRefused, Receivers
+from qserve_gateway.request.receivers import SECRET, ReceiverRefused, Receivers
 from qserve_gateway.response.errors import failure_reply
 from qserve_gateway.response.reply import result_reply
 
@@ -48,6 +49,8 @@ AT_ONCE = 32
 _DELIVERED, _RETRIED, _GIVEN_UP = "delivered", "retried", "given_up"
 _GONE = 410
 _SAID_FOR_S = 60.0
+UNSENT_S = 60.0
+"""How often a gateway without a secret looks for webhooks that nobody sends, and how long they are due by then."""
 
 
 class Webhooks:
@@ -165,6 +168,28 @@ class Webhooks:
         if isinstance(reply, Exception):
             raise refusal(reply)
         return reply
+
+
+class Unsent:
+    """Looks, in a gateway that sends no webhooks, for some that Python programs have asked for and nobody sends."""
+
+    def __init__(self, plane: ClientPlane) -> None:
+        self._plane = plane
+        self._look_at = time.monotonic() + UNSENT_S
+        self._is_said = False
+
+    def look(self) -> None:
+        """Look once a minute, and warn of them once until they are gone; call it at any time."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + UNSENT_S
+        keys, overdue_ms = self._plane.keys, clock.judge_ms() - 1000 * UNSENT_S
+        with broker_errors():
+            found = bool(self._plane.client.zrangebyscore(keys.webhooks, "-inf", overdue_ms, start=0, num=1))
+        if found and not self._is_said and may_say("unsent webhooks", _SAID_FOR_S):
+            log.warning("webhooks of requests are due for over a minute, and no gateway sends them: set %s", SECRET)
+        self._is_said = found
 
 
 def body_of(webhook: DueWebhook, show_errors: bool) -> bytes:
