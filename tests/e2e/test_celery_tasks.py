@@ -109,7 +109,7 @@ REFUSED = {
     "unknown deployment": ("QserveException", "Did you mean 'qserve.default.Machine'?"),
     "unknown method": ("QserveException", "'nothing' that does not exist"),
     "private method": ("QserveException", "no deployment is called"),
-    "unknown": ("QserveException", "there are: qserve.default.Machine"),
+    "unknown": ("QserveException", "there are: qserve.default.Machine. If it is a task of your own, name its queue"),
     "expired": ("TaskRevokedError", "expired"),
     "pickle": ("PayloadError", "sent as json or msgpack"),
     "revoked": ("TaskRevokedError", "revoked"),
