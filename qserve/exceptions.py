@@ -47,9 +47,9 @@ class QserveException(Exception):
     body, and ``retryable`` is True if the same request may succeed later.
     """
 
-    status = 500
-    code = "internal_error"
-    retryable = False
+    status: int = 500
+    code: str = "internal_error"
+    retryable: bool = False
 
     def __init_subclass__(cls, *, status: int = 0, code: str = "", retryable: bool = False, **more: Any) -> None:
         super().__init_subclass__(**more)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
@@ -25,7 +25,7 @@ _LOGS = {"log_level": "QSERVE_LOG_LEVEL", "encoding": "QSERVE_LOG_FORMAT"}
 class Part(BaseModel):
     """A part of a file. Unknown keys have been refused before it is built."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
 
 class HTTPPart(Part):

@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Callable
 from math import inf
+from typing import Final
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 MEASURE_INTERVAL_S = 5.0
 """How often a process that talks to the broker measures its clock."""
@@ -92,7 +93,7 @@ class Clock:
         )  # fmt: skip
 
 
-clock = Clock()
+clock: Final = Clock()
 """The clock of this process."""
 
 

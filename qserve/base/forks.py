@@ -37,7 +37,7 @@ _of_parent: list[dict[str, Any]] = []
 _masks: dict[int, set[Any]] = {}
 lasting_threads: set[int] = set()
 """The threads of user code that end with their process only."""
-is_child = False
+is_child: bool = False
 """Whether user code has forked this process."""
 
 
@@ -109,7 +109,8 @@ def give_up(descriptor: int) -> None:
 class Setup:
     """The setup of a replica's process: handlers of signals, functions to be called at its end."""
 
-    is_made = has_left = False
+    is_made: bool = False
+    has_left: bool = False
 
     def __init__(self, replica: str) -> None:
         Setup.is_made = True
@@ -160,7 +161,7 @@ class Loop(asyncio.SelectorEventLoop):
             give_up(own.fileno())
         self._ready = _Return(asyncio.current_task(self))
         self._scheduled: list[Any] = []
-        self.call_soon_threadsafe = _from_thread  # type: ignore[assignment, method-assign]
+        vars(self)["call_soon_threadsafe"] = _from_thread
 
 
 def _renew_streams() -> None:

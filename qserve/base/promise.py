@@ -8,7 +8,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec
 
 if TYPE_CHECKING:  # the defaults allow `Promise` for `Promise[Any]`; typing has them from Python 3.13 on
     from typing_extensions import TypeVar
@@ -22,7 +22,7 @@ else:
     T_co = TypeVar("T_co", covariant=True)
 
 P = ParamSpec("P")
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 _UNSET: Any = object()
 
 

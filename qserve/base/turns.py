@@ -70,8 +70,9 @@ class Turns:
         is_quiet: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.pause_s = self.due_at = 0.0
-        self.failures = 0
+        self.pause_s: float = 0.0
+        self.due_at: float = 0.0
+        self.failures: int = 0
         self.eager_for_s = eager_for_s
         self._what = what
         self._log = log

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from qserve.base.log import get_logger
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 _RESERVED = "the gateway's processes use what is free on their host"
 _PLACED = "each replica is placed by itself, on a host with the resources and labels of `ray_actor_options`"
 

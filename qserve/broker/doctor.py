@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import redis
 from redis.connection import SSLConnection, UnixDomainSocketConnection
@@ -29,7 +29,7 @@ from qserve.broker.link import tls_of
 from qserve.exceptions import BrokerError, BrokerUnavailable, BrokerUnsafe
 from qserve.wire.replies import count_of, version
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 Version = tuple[int, ...]
 
 OLDEST: Version = (7, 0)

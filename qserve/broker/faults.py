@@ -25,7 +25,7 @@ class Faults:
     """
 
     def __init__(self, client: Redis, keys: Keys, seal: Seal) -> None:
-        self.key = keys.faults
+        self.key: str = keys.faults
         self.known: dict[str, ReplicaStatus] = {}
         self._client = client
         self._seal = seal

@@ -95,17 +95,17 @@ class Stub:
         self.name: str = declared.__name__
         self.flags = flags
         self.replies = replies
-        kinds = self.kinds = {
+        self.kinds: dict[str, Kind] = {
             name: _kind_of(annotation) for name, annotation in declared.__annotations__.items() if name != "return"
         }
         # the keys that are always there: their names in Lua, and what they are in Python
         self._keys = {
-            f"{name}_key" if kind.arg else name: kind.key.format(name) for name, kind in kinds.items() if kind.key
+            f"{name}_key" if kind.arg else name: kind.key.format(name) for name, kind in self.kinds.items() if kind.key
         }
-        self._args = {name: kind for name, kind in kinds.items() if kind.arg}
-        self._lists = {name: kind for name, kind in kinds.items() if kind.read}
-        has_streams = any(kind.pack for kind in kinds.values())
-        self._rest = ["streams"] if has_streams else [name for name, kind in kinds.items() if kind.keys]
+        self._args = {name: kind for name, kind in self.kinds.items() if kind.arg}
+        self._lists = {name: kind for name, kind in self.kinds.items() if kind.read}
+        has_streams = any(kind.pack for kind in self.kinds.values())
+        self._rest = ["streams"] if has_streams else [name for name, kind in self.kinds.items() if kind.keys]
 
     @property
     def names(self) -> list[str]:
@@ -177,8 +177,8 @@ class Library:
         self._folder = folder
         self.constants = constants
         self.stubs: dict[str, Stub] = {}
-        self.text = ""
-        self.digest = ""
+        self.text: str = ""
+        self.digest: str = ""
 
     def function(self, *flags: str, replies: Sequence[Enum] = ()) -> Callable[[_Declared], _Declared]:
         """Declare a function by its stub, which builds commands once the library is complete."""

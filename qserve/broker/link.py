@@ -14,7 +14,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import hiredis
 import redis
@@ -35,7 +35,7 @@ from qserve.wire.replies import time_s
 
 ReplyError = hiredis.ReplyError
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 OnReply = Callable[[Any], object]
 
 CONNECT_TIMEOUT_S = 3.0

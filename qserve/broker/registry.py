@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from redis import Redis
 
@@ -21,7 +21,7 @@ from qserve.wire.application import ApplicationRecord, NewerRecord
 from qserve.wire.replies import each, last_position, order_of, position, text, warn_once
 from qserve.wire.sealing import Seal
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 NO_CHANGE = "0-0"
 """The newest change of a registry in which nothing was ever registered."""
 ACTIVE, NEXT, OLD = "active", "next", "old:"
@@ -67,7 +67,7 @@ class Registry:
         self._client = client
         self._keys = keys
         self._seal = seal
-        self.faults = Faults(client, keys, seal)
+        self.faults: Final = Faults(client, keys, seal)
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._refused: dict[tuple[str, str], bytes] = {}
 

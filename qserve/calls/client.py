@@ -11,10 +11,10 @@ import contextlib
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Final
 
 from qserve.base import failpoints
 from qserve.base.clock import Clock, Deadline, Turnstile, clock
@@ -25,7 +25,7 @@ from qserve.base.promise import Promise
 from qserve.base.settings import REPLICA, Settings
 from qserve.base.turns import Turns
 from qserve.broker import functions
-from qserve.broker.connection import CLIENT_ERRORS, connect, is_unknown_function, refusal
+from qserve.broker.connection import CLIENT_ERRORS, Client, connect, is_unknown_function, refusal
 from qserve.broker.functions import LOAD, NOT_REPLICATED, Reply, other_epoch, read_found
 from qserve.broker.library import Command
 from qserve.broker.link import WAIT, OnReply, ThreadLink, replicated
@@ -55,8 +55,9 @@ from qserve.wire.sealing import (
     told_context,
     webhook_context,
 )
+from qserve.wire.status import ReplicaStatus
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 _replies = Turns("processing a reply of the broker", log)
 CLOSED = "this client was closed: its requests go on, and `get_ref(request_id)` of another one gives their results"
 NO_BROKER = "no broker is set. Call qserve.run(...) first, or set QSERVE_BROKER_URL"
@@ -95,15 +96,15 @@ class BrokerPlane(ComposingPlane):
     ) -> None:
         super().__init__(settings, find)
         self.clock = clock
-        self.seal = Seal(settings.keyring)
-        self.mailbox = Mailbox(self.keys, self.seal, self.post, self.serves_replica, counts_results, name, clock)
-        self.epoch = self.mailbox.epoch
+        self.seal: Final = Seal(settings.keyring)
+        self.mailbox: Final = Mailbox(self.keys, self.seal, self.post, self.serves_replica, counts_results, name, clock)
+        self.epoch: Final = self.mailbox.epoch
         self._released: list[tuple[str, Claim | None]] = []
         self._read: list[Claim] = []
         self._trimmed_at = time.monotonic()
         self._owns_store = store is None
-        self.store = store or ValueStore(settings, self._epoch_of_values)
-        self.codec = Codec(settings.keyring, settings.max_value_bytes, self.store)
+        self.store: Final = store or ValueStore(settings, self._epoch_of_values)
+        self.codec: Codec = Codec(settings.keyring, settings.max_value_bytes, self.store)
         rate = settings.trace_sample
         self._sampled, self._asked = Turnstile(rate), Turnstile(ASKED_PER_S if rate else 0.0, ASKED_AT_ONCE)
 
@@ -356,9 +357,9 @@ class ClientPlane(BrokerPlane):
         super().__init__(settings, self.application, counts_results, clock=clock, store=store)
         if settings.broker_url is None:
             raise BrokerUnavailable(NO_BROKER)
-        self.client = connect(settings.broker_url)
-        self.registry = Registry(self.client, self.keys, self.seal)
-        self.faults = self.registry.faults.known
+        self.client: Client = connect(settings.broker_url)
+        self.registry: Final = Registry(self.client, self.keys, self.seal)
+        self.faults: Mapping[str, ReplicaStatus] = self.registry.faults.known
         self._records: dict[str, tuple[float, ApplicationRecord, ApplicationRecord | None]] = {}
         self._sender, self._reader = ThreadLink(self.client), ThreadLink(self.client)
         self._deliver = partial(self._exchange, self._sender)

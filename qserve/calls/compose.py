@@ -7,8 +7,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from qserve.base.clock import Clock
 from qserve.base.clock import clock as process_clock
 from qserve.base.context import request_context
 from qserve.base.keys import CLOCK_MARGIN_MS, Keys
@@ -72,18 +73,18 @@ class ComposingPlane(Plane):
       find: Returns an application's record by its name; raises AppNotFound.
     """
 
-    owns_results = False
+    owns_results: bool = False
     """Whether every result is deleted together with its ref."""
     faults: Mapping[str, ReplicaStatus] = MappingProxyType({})
     """The deployments that cannot be started, by application; see ``Faults``."""
 
-    clock = process_clock
+    clock: Clock = process_clock
     """Follows the clock of the broker; a client of another broker has its own."""
 
     def __init__(self, settings: Settings, find: Callable[[str], ApplicationRecord]) -> None:
         self.settings = settings
-        self.keys = Keys(settings.namespace)
-        self.codec = Codec(settings.keyring, settings.max_value_bytes)
+        self.keys: Final = Keys(settings.namespace)
+        self.codec: Codec = Codec(settings.keyring, settings.max_value_bytes)
         self.find = find
 
     def unavailable(self, record: ApplicationRecord, deployment: str) -> DeploymentUnavailableError | None:

@@ -33,8 +33,8 @@ class EventReader:
     """
 
     def __init__(self, last_id: str = "") -> None:
-        self.read = 0
-        self.pause_s = SHORTEST_S
+        self.read: int = 0
+        self.pause_s: float = SHORTEST_S
         self._has_all = last_id == END_ID
         self._last = number_of(last_id)
         self._seen: deque[Event] = deque(maxlen=EVENTS_KEPT)

@@ -31,8 +31,8 @@ class ItemRef(Ref[T_co]):
         self.items: deque[bytes] = deque()  # those that have arrived and were not taken
         self._ready: Promise[None] = Promise()
         self._untold = 0  # how many were taken since the producer was told
-        self.received = 0
-        self.is_of_values = True
+        self.received: int = 0
+        self.is_of_values: bool = True
         """Whether its items are encoded values, and not parts of an HTTP response."""
         self.done.call_when_set(self._wake)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from math import ceil
-from typing import Any
+from typing import Any, Final
 
 from qserve.base import failpoints
 from qserve.base.clock import Clock, clock
@@ -49,7 +49,7 @@ from qserve.wire.replies import Found
 from qserve.wire.request_ids import is_genuine
 from qserve.wire.sealing import Seal, item_context, open_end, open_header
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 GRACE_MS = 200
 """How long after its deadline a request is ended from here; its last step or its caller normally does so before."""
@@ -112,9 +112,9 @@ class Mailbox:
         clock: Clock = clock,
     ) -> None:
         self._clock = clock
-        self.name = keys.mailbox(process or process_name(), counts)
+        self.name: str = keys.mailbox(process or process_name(), counts)
         self._counting = self.name if counts else ""
-        self.epoch = Epoch(keys.epoch)
+        self.epoch: Final = Epoch(keys.epoch)
         self._on_their_way: dict[str, float] = {}
         self._on_ended: Callable[[str, str], None] | None = None
         self._on_gap: Callable[[], object] = bool  # does nothing

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 from numbers import Real
-from typing import Any
+from typing import Any, Final
 
 from qserve.base import context as contexts
 from qserve.base.clock import clock
@@ -208,4 +208,4 @@ def _told(run: Run, progress: Progress) -> Event:
     return happened(Happening.PROGRESS, run, fraction=progress.fraction, message=progress.message)
 
 
-reports = Reports()
+reports: Final = Reports()

@@ -11,7 +11,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Generic, NamedTuple
+from typing import Any, Final, Generic, NamedTuple
 
 from qserve.base import context
 from qserve.base.carried import Carried
@@ -171,7 +171,7 @@ class CurrentPlane:
         return serves or context.replica_here.get() is not None
 
 
-current = CurrentPlane()
+current: Final = CurrentPlane()
 
 
 class Ref(NotValue, Generic[T_co]):
@@ -207,7 +207,7 @@ class Ref(NotValue, Generic[T_co]):
     is_cancelled: bool
 
     def __init__(self, request_id: str, plane: Plane | None, owned: bool = False) -> None:
-        self.request_id = request_id
+        self.request_id: str = request_id
         self.acceptance: Promise[bool] = Promise()
         self.done: Promise[Outcome] = Promise()
         self._plane = plane

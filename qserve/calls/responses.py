@@ -25,7 +25,7 @@ class _Response(NotValue, Generic[T_co]):
     __slots__ = ("ref",)
 
     def __init__(self, ref: Ref[T_co]) -> None:
-        self.ref = ref
+        self.ref: Ref[T_co] = ref
 
     @property
     def request_id(self) -> str:

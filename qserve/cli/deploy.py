@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -50,19 +50,19 @@ _POLL_INTERVAL_S = 0.01
 _MOST_SURGE = 1_000_000
 
 
-timeout_option = click.option(
+timeout_option: Final = click.option(
     "--timeout-s",
     type=Seconds(),
     default=READY_TIMEOUT_S,
     show_default=True,
     help="How many seconds to wait for the replicas.",
 )
-gateways_option = click.option(
+gateways_option: Final = click.option(
     "--gateways", type=WholeNumber(0), default=0, metavar="N", help="Also wait until N gateway processes serve it."
 )
 
 
-class SurgeAmount(click.ParamType):  # type: ignore[type-arg]
+class _SurgeAmount(click.ParamType):  # type: ignore[type-arg]
     """A number of replicas, or a percentage."""
 
     name = "surge"
@@ -78,10 +78,10 @@ class SurgeAmount(click.ParamType):  # type: ignore[type-arg]
         return Surge(amount, text.endswith("%"))
 
 
-surge_option = click.option(
+surge_option: Final = click.option(
     "--max-surge",
     "surge",
-    type=SurgeAmount(),
+    type=_SurgeAmount(),
     metavar="N|P%",
     help="How many replicas there may be beyond those that are wanted while new ones come up. [default:"
     " max_surge_percent of each deployment, or as many as there is room for]",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -86,7 +86,7 @@ def _not_empty(ctx: click.Context, option: click.Parameter, text: str) -> str:
     return text
 
 
-named_broker_option = click.option(
+named_broker_option: Final = click.option(
     "--broker",
     "settings",
     metavar="URL",
@@ -114,10 +114,10 @@ def broker_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-app_dir_option = click.option(
+app_dir_option: Final = click.option(
     "--app-dir", default=".", show_default=True, help="The folder in which MODULE is searched for first."
 )
-name_option = click.option(
+name_option: Final = click.option(
     "--name",
     default="default",
     show_default=True,
@@ -125,15 +125,15 @@ name_option = click.option(
     callback=_not_empty,
     help="The name of the application.",
 )
-route_prefix_option = click.option(
+route_prefix_option: Final = click.option(
     "--route-prefix",
     metavar="PATH",
     help="The URL path of the application. [default: the ingress's route_prefix, or /]",
 )
-code_version_option = click.option(
+code_version_option: Final = click.option(
     "--code-version",
     metavar="NAME",
     help="The name of the code on this host, such as the tag of its image. Only replicas with this code run it."
     " [default: $QSERVE_CODE_VERSION, or the content of the modules]",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

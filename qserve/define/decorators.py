@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Final
 
 
 class State(dict[Any, Any]):
@@ -41,7 +41,8 @@ class Failure:
     """An error on its way to several callers, with the traceback that it has now."""
 
     def __init__(self, error: BaseException) -> None:
-        self.error, self.traceback = error, error.__traceback__
+        self.error: Final = error
+        self.traceback: Final = error.__traceback__
 
 
 def value_of(result: Any) -> Any:

@@ -62,7 +62,7 @@ class Deployment(Generic[Body_co]):
 
     def __init__(self, func_or_class: Body_co, config: DeploymentOptions | None = None) -> None:
         self.func_or_class: Any = func_or_class
-        self.config = config or _DEFAULTS
+        self.config: DeploymentOptions = config or _DEFAULTS
         wrong = "@serve.deployment must be called on a class or function."
         if isinstance(func_or_class, Deployment):
             name = func_or_class.name
@@ -77,16 +77,16 @@ class Deployment(Generic[Body_co]):
         """The option of that name, or else the class's or function's own name."""
         return self.config.name or own_name(self.func_or_class)
 
-    num_replicas = _Option[int]()
-    user_config = _Option[Any]()
-    max_concurrent_queries = _Option[int]()
-    max_ongoing_requests = _Option[int]()
-    max_queued_requests = _Option[int]()
-    route_prefix = _Option["str | None"]()
-    ray_actor_options = _Option["dict[str, Any] | None"]()
-    init_args = _Option[tuple[Any, ...]]()
-    init_kwargs = _Option[dict[str, Any]]()
-    version = _Option["str | None"]()
+    num_replicas: _Option[int] = _Option[int]()
+    user_config: _Option[Any] = _Option[Any]()
+    max_concurrent_queries: _Option[int] = _Option[int]()
+    max_ongoing_requests: _Option[int] = _Option[int]()
+    max_queued_requests: _Option[int] = _Option[int]()
+    route_prefix: _Option[str | None] = _Option["str | None"]()
+    ray_actor_options: _Option[dict[str, Any] | None] = _Option["dict[str, Any] | None"]()
+    init_args: _Option[tuple[Any, ...]] = _Option[tuple[Any, ...]]()
+    init_kwargs: _Option[dict[str, Any]] = _Option[dict[str, Any]]()
+    version: _Option[str | None] = _Option["str | None"]()
 
     @overload
     def bind(self: Deployment[Function[P, T]], /, *args: P.args, **kwargs: P.kwargs) -> FunctionNode[T]: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from qserve.define.deployments import Body_co, Deployment
 from qserve.graph.nodes import Body, ClassNode, DAGNode, FunctionNode, MethodNode
@@ -67,7 +67,7 @@ class GraphDriver:
 
 GraphDriver.__name__ = "DAGDriver"
 
-DAGDriver = DriverDeployment(GraphDriver)
+DAGDriver: Final = DriverDeployment(GraphDriver)
 
 
 def gateway_adapter(adapter: AdapterLike) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from contextlib import suppress
 from functools import partial, wraps
 from itertools import chain
-from typing import Any, TypeVar, cast, overload
+from typing import Any, Final, TypeVar, cast, overload
 from weakref import WeakSet, ref
 
 from qserve.base.context import request_context, scope_here
@@ -27,7 +27,7 @@ from qserve.exceptions import QserveException
 from qserve.metrics.measures import count, timed
 
 Loader = TypeVar("Loader", bound=Callable[..., Coroutine[Any, Any, Any]])
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 
 class ModelCache:

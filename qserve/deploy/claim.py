@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
+from typing import Final
 
 from qserve.base.clock import Deadline, clock
 from qserve.base.log import get_logger
@@ -20,7 +21,7 @@ from qserve.exceptions import BrokerError, DeployError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.fleet import Rollout
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 STILL_S = 10.0
 """How long a claim's counter may stand still before another deploy takes it over."""
 DONE, FAILED, UNDER_WAY = "done", "failed", "under way"

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from qserve.appfile.diff import Change, diff
 from qserve.appfile.model import ServeFile
@@ -29,7 +29,7 @@ from qserve.deploy.steps import Surge
 from qserve.exceptions import BrokerError, DeployError, QserveException
 from qserve.wire.application import ApplicationRecord
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 
 def release_of_part(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from qserve.base.clock import clock
 from qserve.base.keys import POOL_TTL_MS, Keys
@@ -137,11 +137,11 @@ class Installation:
 
     def __init__(self, settings: Settings, client: Client | None = None) -> None:
         self.settings = settings
-        self.client = connect(settings.named_broker) if client is None else client
-        self.keys = Keys(settings.namespace)
-        self.seal = Seal(settings.keyring)
-        self.registry = Registry(self.client, self.keys, self.seal)
-        self.fleet = FleetStore(self.client, self.keys, self.seal)
+        self.client: Client = connect(settings.named_broker) if client is None else client
+        self.keys: Final = Keys(settings.namespace)
+        self.seal: Final = Seal(settings.keyring)
+        self.registry: Final = Registry(self.client, self.keys, self.seal)
+        self.fleet: Final = FleetStore(self.client, self.keys, self.seal)
 
     def reports(self, app: str) -> ReplicaReports:
         """Return what the replicas of an application report."""

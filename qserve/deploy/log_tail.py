@@ -8,7 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from qserve.base.keys import LOG_LINES_KEPT, LOG_TTL_MS
 from qserve.base.log import get_logger, request_of, text_of
@@ -19,7 +19,7 @@ from qserve.exceptions import BrokerError, WrongType
 from qserve.wire.fleet import LogLine
 from qserve.wire.replies import each, position, warn_once
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 LINES_PER_S = 50
 """How many lines a process keeps in each second; the others are only counted."""
 TEXT_LIMIT = 4096

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from types import MappingProxyType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
@@ -39,7 +39,7 @@ from qserve.wire.codec import Codec, unpack
 from qserve.wire.modules import pack_modules
 from qserve.wire.pickling import culprit, dumps, dumps_code, unpickle_part
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 
 @dataclass(frozen=True)

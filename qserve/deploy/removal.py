@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from qserve.base.keys import GROUP
 from qserve.base.log import get_logger
@@ -20,7 +20,7 @@ from qserve.wire import replies
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.sealing import DELETED, REPLACED
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 _POLL_INTERVAL_S = 0.05
 _ORPHAN_FOR_S = 2.0
 """A replica whose supervisor was killed goes on for less than this, and sends heartbeats meanwhile."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from qserve.base import failpoints
 from qserve.base.clock import Deadline
@@ -28,7 +28,7 @@ from qserve.wire.fleet import Wish
 from qserve.wire.replies import order_of
 from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 READY_TIMEOUT_S = 60.0
 GATEWAY_TIMEOUT_S = 10.0
 _POLL_INTERVAL_S = 0.01

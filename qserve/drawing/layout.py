@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from itertools import accumulate, pairwise
+from typing import Final
 
 Edge = tuple[str, str]
 Columns = list[list[str]]
@@ -42,7 +43,7 @@ class Graph:
     """
 
     def __init__(self, nodes: Sequence[str], edges: Sequence[Edge], fixed: Collection[str]) -> None:
-        self.column_of = columns_of(nodes, edges, fixed)
+        self.column_of: Final = columns_of(nodes, edges, fixed)
         self.columns: Columns = [[] for _ in range(max(self.column_of.values()) + 1)]
         for node in nodes:
             self.columns[self.column_of[node]].append(node)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -53,7 +53,7 @@ from qserve.wire.times import StepTime, step_time
 if TYPE_CHECKING:
     from qserve.tracing.spans import Spans, StepSpan
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 
 _BESIDE = 4
@@ -222,7 +222,7 @@ class Invoker(Generic[C]):
         self._running: set[C] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_method: Method | None = None
-        self.is_thread_busy = False
+        self.is_thread_busy: bool = False
         self._threads: ThreadPoolExecutor | None = None
         on_fork(self)
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgpack
 
@@ -19,7 +19,7 @@ from qserve.http.render import head_of, to_json
 from qserve.http.websocket import Wire
 from qserve.wire.envelope import Answer, Header
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 _END: Any = object()
 _SLICE_S, _AHEAD = 0.002, 3

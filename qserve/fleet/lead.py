@@ -40,7 +40,7 @@ class Leadership:
     def __init__(
         self, client: Client, keys: Keys, seal: Seal, worker: str, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        self.mine = b""
+        self.mine: bytes = b""
         self._client = client
         self._key = keys.lead
         self._seal = seal

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from typing import Final
 
 from qserve.base import failpoints
 from qserve.base.clock import clock
@@ -20,7 +21,7 @@ from qserve.fleet.wanted import needs_of, pins_of, wanted_count
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.fleet import HostRecord, Rollout, Scaled, Slot
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 GONE_S = 3.0
 """How long a worker's counter may stand still before its replicas are started elsewhere."""
 _ROUND_S, _IDLE_ROUND_S, _ALONE_ROUND_S = 0.25, 1.0, 2.0
@@ -93,7 +94,7 @@ class Leader:
         self._decide_with = decide_with
         self._clock = monotonic
         self._next_at, self._settled_at = 0.0, -math.inf
-        self.is_idle = False
+        self.is_idle: bool = False
         """Whether nothing has changed for a while, so that rounds are rare."""
         self._forget()
 

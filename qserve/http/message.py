@@ -34,8 +34,8 @@ class BadRequest(QserveException):
       close: Whether the connection ends, because the request's body was not read to its end.
     """
 
-    status = 400
-    code = "bad_request"
+    status: int = 400
+    code: str = "bad_request"
 
     def __init__(self, message: str, code: str = "bad_request", status: int = 400, close: bool = False) -> None:
         super().__init__(message)

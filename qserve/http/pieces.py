@@ -10,7 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 from copy import copy
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 from starlette import formparsers, requests
 from starlette.datastructures import FormData, UploadFile
@@ -91,9 +91,11 @@ class FormParser(MultiPartParser):
     the whole of a file, it parses the body itself.
     """
 
+    stream: Any
+
     async def parse(self) -> FormData:
         """Return the form; raises as starlette's does."""
-        given = cast(AsyncIterator[bytes], self.stream)
+        given: AsyncIterator[bytes] = self.stream
         whole, end = memoryview(b""), 0
         boundary = _Boundary(self.headers["content-type"])
         async for piece in given:
@@ -105,7 +107,7 @@ class FormParser(MultiPartParser):
             whole, end = piece.whole, end + len(piece)
             boundary.look(piece)
         found = boundary.found if len(boundary.found) < _MOST_FOUND else []
-        self.stream = cast(Any, None)
+        self.stream = None
         cut, files = _without_files(whole[:end], found)
         if not files:
             self._feed(pieces(whole[:end]))
@@ -122,7 +124,7 @@ class FormParser(MultiPartParser):
         return await super().parse()
 
     def _feed(self, *parts: Any) -> None:
-        self.stream = cast(Any, _all_of(parts))
+        self.stream = _all_of(parts)
 
 
 async def _all_of(parts: tuple[Any, ...]) -> AsyncIterator[bytes]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Final, Union, get_args, get_origin
 
 from fastapi import Depends, FastAPI, params
 from fastapi.encoders import jsonable_encoder
@@ -27,7 +27,7 @@ from qserve.http.annotations import resolve_annotations
 from qserve.http.rejection import MISSING, RequestValidationError, read_form, read_json, unreadable
 from qserve.http.request import ReceiveBody, read_body, with_own_json
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 _RUN, _RESULT, _DOCUMENT = "qserve.run", "qserve.result", "qserve.document"
 """Keys of the scope: the function that runs the graph (until it is called), its result, and the body's JSON."""
@@ -68,7 +68,7 @@ class UserAdapter:
                 f"the parameters of the HTTP adapter {name}{inspect.signature(function)} cannot be read from"
                 f" a request: {error.__context__ or error}"
             ) from error
-        self.changes_response = _changes_response(route.dependant)
+        self.changes_response: bool = _changes_response(route.dependant)
 
     async def __call__(self, request: Request, run: Callable[[Any], Awaitable[Any]]) -> Any:
         """Turn a request into the graph's input, run the graph on it, and return its result.

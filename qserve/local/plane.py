@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, partial
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from qserve.base import unused
 from qserve.base.clock import clock
@@ -35,7 +35,7 @@ from qserve.wire.moves import Awaited, Move, Start
 from qserve.wire.outcome import Outcome, State
 from qserve.wire.progress import Progress
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 record_here: ContextVar[ApplicationRecord | None] = ContextVar("qserve_record_here", default=None)
 """The application version that the running user code belongs to; its calls stay within that version."""
 _OPEN = Outcome(State.OPEN, b"")
@@ -343,7 +343,7 @@ class LocalPlane(ComposingPlane):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, self.application)
-        self.requests = Requests()
+        self.requests: Final = Requests()
         self.records: dict[str, ApplicationRecord] = {}
         """The version of each application that new calls go to."""
         self._operations: deque[Callable[[], object]] = deque()

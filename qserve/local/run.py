@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from qserve.base import unused
 from qserve.base.carried import carried_here
@@ -39,7 +39,7 @@ from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.events import Happening
 from qserve.wire.outcome import State
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 STOP_FOR_S = 1.0
 """How long running code may take to notice that it is cancelled; its thread is left behind after that."""
 

@@ -11,14 +11,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from qserve.base.log import get_logger
 from qserve.base.process import DIE_WITH_PARENT, HAS_SAID_WHY, exit_words
 from qserve.base.turns import Turns
 from qserve.exceptions import DeployError
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 EARLY_S = 5.0
 """A process that lived no longer than this has died early."""
 MAX_EARLY = 5
@@ -56,11 +56,11 @@ class Child:
         # its own session: Ctrl-C reaches only this process, which then stops its children in order
         self._options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True, **options}
         self._options.setdefault("env", {**os.environ, **(variables or {}), DIE_WITH_PARENT: str(os.getpid())})
-        self.process = self._spawn()
+        self.process: subprocess.Popen[bytes] = self._spawn()
         # kept by the restarter
-        self.started_at = 0.0
+        self.started_at: float = 0.0
         self.early_deaths = 0  # in a row
-        self.restart_at = 0.0  # by its clock; 0 while the process runs
+        self.restart_at: float = 0.0  # by its clock; 0 while the process runs
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(self._command, **self._options)

@@ -20,6 +20,7 @@ import subprocess
 import time
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from qserve.base.clock import Deadline
 from qserve.base.memory import usable_bytes
@@ -53,15 +54,15 @@ class EmbeddedBroker(Child):
 
     def __init__(self, maxmemory: int | None = None) -> None:
         # a quarter, because the server may need twice as much for a moment: while it rewrites its append-only file
-        self.maxmemory = maxmemory or max(MAXMEMORY_LEAST, usable_bytes() // 4)
+        self.maxmemory: int = maxmemory or max(MAXMEMORY_LEAST, usable_bytes() // 4)
         try:
-            self.folder = PrivateFolder()
+            self.folder: Final = PrivateFolder()
         except OSError as error:
             raise BrokerUnavailable(
                 f"the embedded broker has no place for its data: {error}; set TMPDIR to a folder in which you may write"
             ) from error
         self._socket = self.folder.path / _SOCKET
-        self.url = f"unix://{self._socket}"
+        self.url: str = f"unix://{self._socket}"
         # A killed server leaves its socket behind, which the next one unlinks before it binds its own. It also cuts off
         # the end of the append-only file if that was half written, and so had not been confirmed.
         try:

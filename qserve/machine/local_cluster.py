@@ -11,7 +11,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from qserve.base.clock import Deadline
 from qserve.base.import_path import variables_of_child
@@ -26,7 +26,7 @@ from qserve.machine.private_folder import PrivateFolder, remove_abandoned
 from qserve.machine.running import announce
 from qserve.payloads import shm_folder
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 STOP_TIMEOUT_S = 4.0
 _HIGHEST_PORT = 65_535
 
@@ -62,12 +62,13 @@ class LocalCluster:
         uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         warn_of_environment()
-        self.host, self.port = host, port
+        self.host: Final = host
+        self.port: Final = port
         self.gateway_workers = gateway_workers
         self._gateway_env = gateway_env
         _check_address(host, port)
-        self.url = f"http://{at(host, port)}"
-        self.settings = settings
+        self.url: str = f"http://{at(host, port)}"
+        self.settings: Settings = settings
         self._folders = [str(Path(path).absolute()) for path in import_paths]
         self._uninterrupted = uninterrupted
         self._stopped = False
@@ -75,7 +76,7 @@ class LocalCluster:
         self._announced_in: PrivateFolder | None = None
         self._restarter = Restarter()
         self._task_brokers: set[tuple[str, str]] = set()
-        self.check = self._restarter.check
+        self.check: Final = self._restarter.check
 
     @property
     def user_code_env(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 _PREFIX = "qserve-"
 _UNFINISHED = ".qserve-"
@@ -38,7 +39,7 @@ class PrivateFolder:
 
     def __init__(self) -> None:
         # not the unfinished folder's name: another user who has seen that could create this folder first
-        self.path = Path(tempfile.gettempdir(), _PREFIX + secrets.token_hex(8))
+        self.path: Final = Path(tempfile.gettempdir(), _PREFIX + secrets.token_hex(8))
         while not self._create(Path(tempfile.mkdtemp(prefix=_UNFINISHED))):
             pass
 

@@ -8,13 +8,13 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from qserve.base.log import get_logger
 from qserve.base.trace_context import trace_id_in
 from qserve.wire.totals import LONGEST_LABEL, Description, Distribution, Exemplar, Family, Kind, Labels, Snapshot
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 T = TypeVar("T")
 MOST_SETS = 500
 """How many sets of label values one metric has at most; further ones are counted together."""
@@ -39,7 +39,8 @@ class Number:
     __slots__ = ("sent", "value")
 
     def __init__(self) -> None:
-        self.value = self.sent = 0.0
+        self.value: float = 0.0
+        self.sent: float = 0.0
 
     def add(self, value: float = 1.0) -> None:
         self.value += value
@@ -115,7 +116,7 @@ class Recorder:
     """
 
     def __init__(self, labels: Mapping[str, str] | None = None) -> None:
-        self.labels = dict(labels or {})
+        self.labels: Final = dict(labels or {})
         self._series: dict[str, tuple[Description, dict[Labels, Series]]] = {}
         self._gauges: dict[str, Family] = {}
         self._changed: set[str] = set()
@@ -204,7 +205,7 @@ def limited(about: Description, labels: Labels, known: Mapping[Labels, object], 
     return tuple(value if name in shared else OTHER for name, value in zip(about.labels, labels, strict=True))
 
 
-lock = threading.Lock()
+lock: threading.Lock = threading.Lock()
 """Held while user code counts, which may have threads; qserve itself counts in one."""
 here: Recorder | None = None
 """What this process counts with; None where nothing is counted."""

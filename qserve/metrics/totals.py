@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Final
 
 from qserve.base.forks import give_up, on_fork
 from qserve.base.log import get_logger
@@ -14,7 +15,7 @@ from qserve.metrics.recorder import Recorder, limited
 from qserve.wire.replies import warn_once
 from qserve.wire.totals import Distribution, Family, Kind, Snapshot, decode, encode, pieces
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 _LONGEST_MESSAGE = 1 << 16
 _LATER = 100
 """How many messages wait in a process for room in the socket, before it counts on without telling."""
@@ -30,7 +31,7 @@ class Totals:
         self._names = Names()
         self._counted: Snapshot = {}
         self._gauges: dict[str, Snapshot] = {}
-        self.changes = 0
+        self.changes: int = 0
 
     def add(self, sender: str, added: Snapshot) -> None:
         """Add what a process has counted since the last time; its gauges replace those that it said before."""
@@ -87,6 +88,8 @@ class Channel:
 
     def __init__(self, totals: Totals) -> None:
         self.totals = totals
+        self.heard: socket.socket
+        self.told: socket.socket
         self.heard, self.told = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.heard.setblocking(False)
         self.told.setblocking(False)

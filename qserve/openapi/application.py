@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from qserve.base.log import get_logger
 from qserve.define.compile import CompiledApplication
@@ -24,7 +24,7 @@ from qserve.web.routes import Entry
 from qserve.wire.application import DriverRecord
 from qserve.wire.description import pack_description
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 _JSON = "application/json"
 ANY_BODY: dict[str, Any] = {_JSON: {}, "text/plain": {"schema": {"type": "string"}}}

@@ -46,7 +46,7 @@ class Rates:
         self._looks: dict[str, list[_Look]] = {}
         self._found: dict[Place, Rate] = {}
         self._commits: tuple[float | None, float | None] = None, None
-        self.is_known = False
+        self.is_known: bool = False
 
     def take(self, published: Mapping[str, Published], stale_s: float, now_ms: float) -> None:
         """Take in what each worker has published last.

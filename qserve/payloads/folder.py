@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from qserve.base.forks import on_fork
 from qserve.base.log import get_logger
@@ -28,7 +28,7 @@ from qserve.payloads.tier import PIECE_BYTES, Filler, IsKnown, TierFull, TierSta
 from qserve.wire.claim import FOLDER, Claim, Part
 
 T = TypeVar("T")
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 UNKNOWN_FOR_S = 600.0
 """For how long the broker may not know an object that is being told of."""
 _COPIED_BYTES = 8 << 20

@@ -11,7 +11,7 @@ import mmap
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 _FAILED = ctypes.c_void_p(-1).value
 if sys.platform == "linux":
@@ -45,7 +45,8 @@ class Mapping:
         address = _LIBC.mmap(None, size, access, flags, descriptor, begin or 0)
         if address == _FAILED:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        self._address, self.size = address, size
+        self._address = address
+        self.size: Final = size
         self._kind = ctypes.c_ubyte * size
 
     def view(self, held: Any = None, changeable: Callable[[int, memoryview], memoryview] | None = None) -> memoryview:

@@ -55,7 +55,9 @@ class ShmFolder:
         about = _ABOUT.fullmatch(os.fsdecode((path / "about").read_bytes()))
         if about is None:
             raise OSError(errno.EINVAL, f"{path / 'about'} is malformed")
-        self.path, self.token, self.embedded_in = path, about[1], about[2]
+        self.path: Path = path
+        self.token: str = about[1]
+        self.embedded_in: str = about[2]
 
     @property
     def place(self) -> str:

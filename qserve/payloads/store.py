@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
 
 from qserve.base.forks import on_fork
@@ -20,7 +21,7 @@ from qserve.payloads.shm_folder import SHM
 from qserve.payloads.tier import Filler, IsKnown, Tier, TierFull, TierStats
 from qserve.wire.claim import BROKER, FOLDER, MEMORY, Claim, Kind, Part
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 _SAID_FOR_S = 3600.0
 
 
@@ -51,8 +52,8 @@ class ValueStore:
         self._lock = threading.RLock()  # the tier for memory asks the broker's for the epoch
         self._made: dict[str, Tier] = {}
         on_fork(self)
-        self.threshold = settings.payload_threshold
-        self.max_bytes = settings.max_value_bytes
+        self.threshold: int = settings.payload_threshold
+        self.max_bytes: int = settings.max_value_bytes
         self.puts: dict[str, Puts] = {}
         names = settings.payloads or ((MEMORY, BROKER) if settings.broker_embedded else (BROKER,))
         durable = [name for name in names if name != MEMORY] or [BROKER]
@@ -263,7 +264,7 @@ class StoreFiller:
         self._size = size
         self._at = -1
         self._filler: Filler | None = None
-        self.size = 0
+        self.size: int = 0
         self._next(None)
 
     def _next(self, error: TierFull | None) -> None:

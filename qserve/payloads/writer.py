@@ -13,6 +13,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 from qserve.payloads.mapping import Mapping
 from qserve.payloads.shm_folder import FILE, ShmFolder, stat_of
@@ -141,9 +142,10 @@ class Segment:
     """One file of a writer, with room for so many bytes."""
 
     def __init__(self, path: Path, capacity: int) -> None:
-        self.path, self.capacity = path, capacity
-        self.allocated = 0
-        self.used_at = time.monotonic()
+        self.path: Final = path
+        self.capacity: int = capacity
+        self.allocated: int = 0
+        self.used_at: float = time.monotonic()
         self._mapping: Mapping | None = None
         descriptor = os.open(path, FILE | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -210,8 +212,8 @@ class Filling:
         self._descriptor = -1
         self._writer = writer
         self._begin = begin
-        self.end = begin
-        self.segment = writer.take(begin + size)
+        self.end: int = begin
+        self.segment: Final = writer.take(begin + size)
         self._descriptor = os.open(self.segment.path, FILE)
 
     def write(self, piece: memoryview) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import libcst as cst
 from libcst.metadata import (
@@ -65,7 +66,7 @@ class Use:
 class References(cst.CSTVisitor):  # type: ignore[misc]  # libcst need not be installed where types are checked
     """Collects the imports of some packages in a module, and all uses of what they bind."""
 
-    METADATA_DEPENDENCIES = (ScopeProvider, ExpressionContextProvider, PositionProvider)
+    METADATA_DEPENDENCIES: Any = (ScopeProvider, ExpressionContextProvider, PositionProvider)
 
     def __init__(self, packages: Iterable[str]) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
@@ -60,7 +60,8 @@ class Spans:
     """
 
     def __init__(self, provider: Any, is_own: bool) -> None:
-        self.provider, self.is_own = provider, is_own
+        self.provider: Any = provider
+        self.is_own: Final = is_own
         self._tracer = provider.get_tracer("qserve")
         self._ids = _Ids()
         self._tracer.id_generator = self._ids  # of this tracer only: the provider may be the user's
@@ -212,7 +213,8 @@ class StepSpan:
     __slots__ = ("_ended_ns", "_request_id", "_span", "_spans", "carried")
 
     def __init__(self, spans: Spans, span: Any, carried: Carried, request_id: str) -> None:
-        self._spans, self._span, self.carried, self._request_id = spans, span, carried, request_id
+        self._spans, self._span, self._request_id = spans, span, request_id
+        self.carried: Final = carried
         self._ended_ns = 0
 
     def attach(self) -> None:

@@ -10,13 +10,13 @@ import sys
 import threading
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Final
 
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.tracing.switch import switch
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 FLUSH_FOR_S = 2.0
 """How long a process that ends may take to send its last spans."""
 _ASKING = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")

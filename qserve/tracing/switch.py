@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from qserve.tracing.spans import Spans
@@ -17,4 +17,4 @@ class Switch:
         self.spans: Spans | None = None
 
 
-switch = Switch()
+switch: Final = Switch()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, MutableMapping
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,7 +20,7 @@ from qserve.base.log import get_logger
 from qserve.exceptions import QserveException
 from qserve.http.request import body_messages, read_body
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 _AHEAD = 16
 _WHOLE_UP_TO = 1 << 20
 """A body of known length up to this many bytes is collected; a longer one is streamed."""
@@ -101,7 +101,7 @@ class Exchange:
     """
 
     def __init__(self, app: ASGIApp, state: MutableMapping[str, Any]) -> None:
-        self.loop = asyncio.get_running_loop()
+        self.loop: Final = asyncio.get_running_loop()
         self._app = app
         self._state = state
         self._body: Iterator[Message] = iter(())

@@ -8,7 +8,7 @@ import io
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -17,7 +17,7 @@ from qserve.base.promise import for_future
 from qserve.http.pieces import Piece, as_file
 from qserve.web.asgi import short_length
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 _THREADS = 8
 _SINGLE = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 

@@ -55,7 +55,7 @@ class Encoded:
     __slots__ = ("data",)
 
     def __init__(self, data: bytes) -> None:
-        self.data = data
+        self.data: bytes = data
 
 
 class Heavy(Exception):
@@ -423,8 +423,8 @@ class Extension:
     __slots__ = ("code", "content", "segment")
 
     def __init__(self, code: int, content: bytes) -> None:
-        self.code = code
-        self.content = content
+        self.code: int = code
+        self.content: bytes = content
         self.segment: memoryview | None = None
 
 

@@ -44,7 +44,7 @@ class Outside:
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
-        self.size = 0
+        self.size: int = 0
         self.stored: Claim | None = None
 
     def add(self, data: memoryview) -> msgpack.ExtType:

@@ -10,7 +10,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from qserve.base.keys import PERSONAL
 from qserve.base.log import get_logger, printable
@@ -20,7 +20,7 @@ from qserve.wire.codec import unpack
 from qserve.wire.envelope import REQUEST_ID_CHARS
 from qserve.wire.outcome import ANNOUNCED, AWAITS, ENDED, ITEM, OBSERVED, RETRIES, RUNS, TOLD, WAITS, Outcome, State
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 T = TypeVar("T")
 NAME_LIMIT = 1024
 """The most bytes of a name."""

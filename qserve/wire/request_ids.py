@@ -12,8 +12,9 @@ import hmac
 import os
 import re
 from binascii import crc32
+from typing import Final
 
-is_request_id = re.compile(r"[0-9a-f]{32}").fullmatch
+is_request_id: Final = re.compile(r"[0-9a-f]{32}").fullmatch
 _DIGITS = 24  # before the checksum
 
 
