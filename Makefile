@@ -74,7 +74,7 @@ dist: $(VENV)/installed-release
 constraints: $(VENV)/installed
 	$(BIN)/python tools/constraints.py
 
-long: $(VENV)/installed-schemas $(VENV)/installed-bench $(VENV)/installed-release
+long: $(VENV)/installed-schemas $(VENV)/installed-bench $(VENV)/installed-release $(VENV)/installed-site
 	$(BIN)/python -m pytest -n0 -m long
 
 chaos: $(VENV)/installed-test

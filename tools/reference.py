@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -18,11 +19,15 @@ import griffe
 
 from qserve import exceptions
 from qserve.__main__ import main
+from qserve.base import settings as base_settings
+from qserve.base.settings import Settings
+from qserve.define import task_consumers
 from qserve.exceptions import QserveException
 
 ROOT = Path(__file__).parents[1]
 _LINE = 84
 _REFERENCE = re.compile(r"(?:same as|see) ``([\w.]+)``", re.I)
+_CONSTANTS = {name: value for name, value in (vars(base_settings) | vars(task_consumers)).items() if name.isupper()}
 _HEADING = re.compile(r"^## `(.+)` \{#(.+)\}")
 MODULES = (
     *("config", "dag", "deployment_graph", "drivers", "exceptions", "handle", "http_adapters", "metrics", "schema"),
@@ -221,20 +226,19 @@ def parameters(thing: griffe.Object) -> list[griffe.Parameter]:
     if constructors and not of_model:
         return parameters(constructors[0])
     kind = griffe.ParameterKind.keyword_only if of_model else griffe.ParameterKind.positional_or_keyword
-    fields = [one for one in thing.members.values() if one.is_attribute and one.annotation and one.name[0] != "_"]
-    fields = [one for one in fields if "property" not in one.labels and "ClassVar" not in str(one.annotation)]
-    return [griffe.Parameter(one.name, annotation=one.annotation, kind=kind, default=one.value) for one in fields]
+    known = [one for one in thing.members.values() if one.is_attribute and one.annotation and one.name[0] != "_"]
+    known = [one for one in known if "property" not in one.labels and "ClassVar" not in str(one.annotation)]
+    return [griffe.Parameter(one.name, annotation=one.annotation, kind=kind, default=one.value) for one in known]
 
 
 def default_of(parameter: griffe.Parameter) -> str:
-    """Return a default as it would be given: of ``Field(default=1, ge=0)`` that is ``1``."""
+    """Return a default as it would be given: of ``Field(default=1, ge=0)`` that is ``1``, and a constant's value."""
     source = "" if parameter.default is None else str(parameter.default)
     call = ast.parse(source, mode="eval").body if "ield(" in source else None
-    if not isinstance(call, ast.Call):
-        return source
-    given = {one.arg: ast.unparse(one.value) for one in call.keywords}
-    made = {"dict": "{}", "list": "[]"}.get(given.get("default_factory", ""), "")
-    return given.get("default", made)
+    if isinstance(call, ast.Call):
+        given = {one.arg: ast.unparse(one.value) for one in call.keywords}
+        source = given.get("default", {"dict": "{}", "list": "[]"}.get(given.get("default_factory", ""), ""))
+    return repr(_CONSTANTS[source]) if source in _CONSTANTS else source
 
 
 def members(thing: griffe.Object) -> list[griffe.Object]:
@@ -375,7 +379,7 @@ def entry(path: str) -> Iterator[str]:
         yield "\n".join(bullets(told))
     for one in members(thing):
         if one.is_function:
-            yield f"### `.{one.name}` {{#qserve.{path}.{one.name}}}"
+            yield f'### `{name}.{one.name}` {{#qserve.{path}.{one.name} data-toc-label=".{one.name}"}}'
             yield f"```python\n{signature(one, one.name)}\n```"
             yield from document(one)
 
@@ -427,11 +431,21 @@ def settings() -> Iterator[str]:
         " its name names a file that has the value. [Operations](../operations.md#gateways) has the variables of"
         " gateways, and [Docker compose](../deploy/compose.md) says which service reads which."
     )
-    known = {one.name: default_of(one) for one in parameters(thing)}
-    told = (
-        (f"**`QSERVE_{name.upper()}`** (default `{known[name]}`)", text) for name, text in described_parameters(thing)
-    )
+    defaults = {one.name: _as_variable(one.default) for one in fields(Settings)}
+    told = ((f"**`QSERVE_{name.upper()}`** ({defaults[name]})", text) for name, text in described_parameters(thing))
     yield "\n".join(bullets(told))
+
+
+def _as_variable(default: object) -> str:
+    """Return a default as a variable of the environment would say it."""
+    if default is None or default in ((), ""):
+        return "not set"
+    if isinstance(default, bool):
+        return f"default `{int(default)}`"
+    for size, unit in ((1 << 30, "gb"), (1 << 20, "mb"), (1 << 10, "kb")):
+        if isinstance(default, int) and default >= size and default % size == 0:
+            return f"default `{default // size}{unit}`"
+    return f"default `{default:g}`" if isinstance(default, float) else f"default `{default}`"
 
 
 def commands() -> Iterator[str]:
