@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from html.parser import HTMLParser
@@ -19,6 +20,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import reference
+from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[1]
 SOURCES, SITE = ROOT / "build" / "docs-src", ROOT / "build" / "site"
@@ -28,6 +30,9 @@ _CODE_OR_LINK = re.compile(
 )
 _ELSEWHERE = re.compile(r"[a-z]+:|//")
 _LOADED_BY_CSS = re.compile(r"""url\(["']?((?:https?:)?//[^)"']+)""")
+_BLOCK_KINDS = ("table", "tr", "ul", "ol", "li", "pre", "img", "h1", "h2", "h3")
+_BLOCK = re.compile(rf"<({'|'.join(_BLOCK_KINDS)})\b")
+_ADVICE = "A list needs an empty line before it, and what belongs to an item four spaces"
 _PAGES = {"canonical", "prev", "next", "alternate"}
 """The values of ``rel`` for which a browser loads nothing."""
 _SCRIPTED = {"mermaid", "glightbox"}
@@ -133,6 +138,19 @@ def problems(site: Path = SITE) -> Iterator[str]:
             yield f"{path.relative_to(site)}: loads {url} from another host"
 
 
+def differences(sources: Path = SOURCES, site: Path = SITE) -> Iterator[str]:
+    """Yield the pages whose tables, lists, listings and headings a plain viewer shows otherwise than the site does."""
+    plain = MarkdownIt("commonmark").enable("table")
+    for page in sorted(sources.rglob("*.md")):
+        place = page.relative_to(sources)
+        folder = place.parent if page.name in ("index.md", "README.md") else place.with_suffix("")
+        built = (site / folder / "index.html").read_text().partition("<article")[2].partition("</article>")[0]
+        shown = [Counter(_BLOCK.findall(html)) for html in (plain.render(page.read_text()), built)]
+        kinds = sorted(kind for kind in _BLOCK_KINDS if shown[0][kind] != shown[1][kind])
+        if kinds:
+            yield f"{place}: a plain viewer shows other {', '.join(kinds)} than the site. {_ADVICE}"
+
+
 def main() -> None:
     copy_sources()
     reference.write(SOURCES / "reference")
@@ -145,7 +163,7 @@ def main() -> None:
         cwd=ROOT,
         check=True,
     )
-    found = [*problems()]
+    found = [*problems(), *differences()]
     print(*found, f"build/site: {len([*SITE.rglob('*.html')])} pages, {len(found)} problems", sep="\n")
     sys.exit(bool(found))
 

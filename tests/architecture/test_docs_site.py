@@ -74,3 +74,25 @@ def test_the_check_of_the_site_notices_what_a_stylesheet_loads(tmp_path: Path) -
     (tmp_path / "main.css").write_text("@font-face{src:url(https://fonts/f.woff2)} b{background:url(data:x)}")
 
     assert [*docs_site.problems(tmp_path)] == ["main.css: loads https://fonts/f.woff2 from another host"]
+
+
+@pytest.mark.parametrize(
+    ("page", "built", "kinds"),
+    [
+        ("- a\n- b\n", "<ul><li>a</li><li>b</li></ul>", []),
+        ("What:\n- a\n", "<p>What: - a</p>", ["li, ul"]),
+        ("- a\n\n  | b |\n  | --- |\n  | c |\n", "<ul><li>a</li></ul><p>| b |</p>", ["table, tr"]),
+    ],
+)
+def test_the_check_of_the_site_notices_what_looks_otherwise_than_in_a_plain_viewer(
+    tmp_path: Path, page: str, built: str, kinds: list[str]
+) -> None:
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page.md").write_text(page)
+    (tmp_path / "page" / "index.html").write_text(f"<ul></ul><article>{built}</article>")
+
+    found = [*docs_site.differences(tmp_path, tmp_path)]
+
+    assert [one.partition(".md: ")[2].partition(".")[0] for one in found] == [
+        f"a plain viewer shows other {kind} than the site" for kind in kinds
+    ]
