@@ -7,14 +7,12 @@ from typing import Any
 
 import docstring_examples
 import pytest
-from docstring_examples import EXAMPLES
 from processes import free_port
 
 import qserve
 from qserve import api
 
 pytestmark = pytest.mark.slow
-CALLING = {path: code for path, code in EXAMPLES.items() if docstring_examples.needs_installation(code)}
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +24,19 @@ def started() -> Iterator[dict[str, Any]]:
     api.DEFAULT_PORT = port
 
 
-@pytest.fixture
 def program(started: dict[str, Any]) -> dict[str, Any]:
-    """The same once it has started an installation, which some of the examples end."""
+    """Return the same once it has started an installation, which some of the examples end."""
     if not qserve.is_initialized():
         exec(docstring_examples.PRELUDE, started)
     return dict(started)
 
 
-@pytest.mark.parametrize("path", CALLING)
-def test_an_example_prints_what_it_shows(
-    path: str, program: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    docstring_examples.run(CALLING[path], program, capsys)
+def test_the_examples_print_what_they_show(started: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    failed = {}
+    for path, code in docstring_examples.examples().items():
+        if docstring_examples.needs_installation(code):
+            try:
+                docstring_examples.run(code, program(started), capsys)
+            except Exception as error:
+                failed[path] = error
+    assert not failed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,20 @@ import reference  # noqa: E402
 PRELUDE = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "reference" / "index.md").read_text(), re.M | re.S)[0]
 GREETINGS = PRELUDE.partition("\nhandle =")[0] + "\napp = Greeter.bind()\n"
 """A module with the class of that program, which examples import as ``greetings``."""
-EXAMPLES = {
-    f"{path}.{thing.name}" if thing is not owner else path: code
-    for path, owner in reference.documented().items()
-    for thing in [owner, *reference.members(owner)]
-    for code in reference.examples(thing)
-}
 _SHOWN = re.compile(r"^ *print\(.*\)  # (.+)$", re.M)
 _CALLS = "run|run_many|start|status|shutdown|delete|connect|is_initialized|get_app_handle|get_deployment_handle"
 _OF_THE_INSTALLATION = re.compile(rf"\bhandle\b|serve\.(?:{_CALLS})\b")
+
+
+@cache
+def examples() -> dict[str, str]:
+    """Return each by the name of what it is an example of; to read them takes a second or two, so no module does."""
+    return {
+        f"{path}.{thing.name}" if thing is not owner else path: code
+        for path, owner in reference.documented().items()
+        for thing in [owner, *reference.members(owner)]
+        for code in reference.examples(thing)
+    }
 
 
 def needs_installation(code: str) -> bool:

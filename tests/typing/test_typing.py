@@ -134,7 +134,7 @@ def untyped_imports(folder: Path) -> Lines:
 @pytest.mark.parametrize("check", CHECKERS)
 def test_checkers_accept_the_examples_of_docstrings(check: Callable[[Path], Lines], tmp_path: Path) -> None:
     (tmp_path / "greetings.py").write_text(docstring_examples.GREETINGS)
-    for path, code in docstring_examples.EXAMPLES.items():
+    for path, code in docstring_examples.examples().items():
         name = re.sub(r"\W", "_", f"example_{path}")
         (tmp_path / f"{name}.py").write_text(f"{docstring_examples.PRELUDE}\n\n{code}\n")
 
