@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 MEGABYTE = 1 << 20
 
 
-def blocks() -> str:
-    (found,) = re.findall(r"^```nginx\n(.*?)^```", (ROOT / "docs" / "operations.md").read_text(), re.S | re.M)
+def blocks(page: str = "operations") -> str:
+    (found,) = re.findall(r"^```nginx\n(.*?)^```", (ROOT / "docs" / f"{page}.md").read_text(), re.S | re.M)
     return str(found)
 
 
@@ -27,13 +27,17 @@ def test_it_passes_on_what_a_websocket_needs() -> None:
 
 
 @pytest.mark.slow
-def test_websockets_and_large_bodies_pass(site: Site) -> None:
+@pytest.mark.parametrize("group", [False, True], ids=["one-gateway", "several-gateways"])
+def test_websockets_and_large_bodies_pass(site: Site, group: bool) -> None:
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if nginx is None:
         pytest.skip("there is no nginx: apt-get install nginx")
     serving = site.run("chat:chat", cwd=ROOT / "examples")
     port = free_port()
-    own = blocks().replace("listen 80;", f"listen 127.0.0.1:{port};").replace(":8000", f":{serving.port}")
+    own = blocks().replace("listen 80;", f"listen 127.0.0.1:{port};")
+    if group:
+        own = blocks("how-to/three-hosts") + own.replace("127.0.0.1:8000", "qserve")
+    own = re.sub(r"[\w.]+:800[01]", f"127.0.0.1:{serving.port}", own)
     folder = site.folder
     paths = " ".join(f"{kind}_temp_path {folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     text = f"daemon off; pid {folder}/pid; events {{}} http {{ access_log off; {paths}\n{own}}}"

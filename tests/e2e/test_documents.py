@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import redis
@@ -33,7 +34,7 @@ DOCUMENTS += EXAMPLES
 SOURCES = ("qserve", "workers", "gateway", "tools", "Makefile", "docker-compose.yml")
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
-_NAME = re.compile(r"# ([\w-]+\.(?:py|toml|txt))\n")
+_NAME = re.compile(r"# ([\w-]+\.(?:py|toml|txt|yaml))\n")
 """The first line of a block that the reader saves under this name."""
 _RUN = "qserve run "
 # carries variables such as `place=$(curl ...)` from one command to the next
@@ -62,11 +63,13 @@ def assert_shown(shown: str, printed: str) -> None:
 
 
 class Reader:
-    """Does what a document says: saves its files, and types its commands. Ports 8000 and 6379 become free ones."""
+    """Does what a document says: saves its files, and types its commands. Ports and folders are those of the test."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._port, self._broker_port = str(free_port()), str(free_port())
+        self._port = str(free_port())
+        shared = str(site.folder / "shared")
+        self._places = (("8000", self._port), ("6379", str(free_port())), ("/mnt/shared", shared))
         self._serving: Serving | None = None
 
     def save(self, folder: Path) -> None:
@@ -75,7 +78,9 @@ class Reader:
             self._site.write(path.name, self._here(path.read_text()))
 
     def _here(self, text: str) -> str:
-        return text.replace("8000", self._port).replace("6379", self._broker_port)
+        for there, here in self._places:
+            text = text.replace(there, here)
+        return text
 
     def follow(self, blocks: list[tuple[str, str]]) -> None:
         for language, text in blocks:
@@ -129,6 +134,7 @@ _MARKS = {
     "ray-parity: Let `qserve port` do it": (),  # it starts nothing
 }
 """Each section starts a system to show what other tests have checked: one of them does that in `make test`."""
+PAGES += sorted([*(ROOT / "docs" / "coming-from").glob("*.md"), *(ROOT / "docs" / "how-to").glob("*.md")])
 TAUGHT = [
     pytest.param(
         blocks,
@@ -240,6 +246,27 @@ def test_every_link_between_the_documents_leads_somewhere(path: Path) -> None:
             assert anchor in {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}, anchor
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "coming-from").glob("*.md")), ids=lambda path: path.name)
+def test_the_figures_of_the_comparison_pages_are_those_that_were_measured(path: Path) -> None:
+    performance, reliability = ((ROOT / "docs" / f"{page}.md").read_text() for page in ("performance", "reliability"))
+    text = path.read_text()
+
+    rows = {row for table in re.findall(r"^<!-- measured -->\n((?:\|.*\n)+)", text, re.M) for row in table.splitlines()}
+    assert not rows - set(performance.splitlines()), "copy the rows that docs/performance.md has now"
+    assert not {count for count in re.findall(r"\d+ of [\d,]+", text) if count not in reliability}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "images").glob("request-*.svg")), ids=lambda path: path.stem)
+def test_a_picture_is_described_in_words_and_has_colours_for_dark_pages(path: Path) -> None:
+    text = path.read_text()
+    picture = ElementTree.fromstring(text)
+    named = {child.get("id"): child.text for child in picture}
+
+    assert picture.get("role") == "img"
+    assert all(named[one] for one in picture.get("aria-labelledby", "").split()), "a title and a description"
+    assert "prefers-color-scheme: dark" in text
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_every_make_target_in_the_documents_exists(path: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
@@ -341,7 +368,7 @@ def test_every_service_in_the_commands_of_the_pages_about_containers_is_in_a_sta
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["one-host", "several-hosts"])
+@pytest.mark.parametrize("page", ["deploy/one-host", "deploy/several-hosts", "how-to/three-hosts"])
 @pytest.mark.long  # tests/e2e/test_roles.py has the roles apart
 def test_the_roles_of_a_page_make_an_application_that_answers(page: str, site: Site) -> None:
     """Servers are started in the background; hosts, ports and names of other hosts are those of this machine."""
@@ -351,11 +378,13 @@ def test_the_roles_of_a_page_make_an_application_that_answers(page: str, site: S
         "shop.py", text.replace("import emoji\n", "").replace("emoji.emojize", "str")
     )  # it is not installed here
     site.write("version.py", "VERSION = 1\n")
-    first = _shell_blocks("one-host")
-    given = first if page == "one-host" else [*first[:2], *_shell_blocks(page)]
+    given = _shell_blocks(page)
+    if page == "deploy/several-hosts":
+        given[:0] = _shell_blocks("deploy/one-host")[:2]
     replaced = {
         "6379": str(free_port()),
         "8000": str(free_port()),
+        "8001": str(free_port()),
         "broker.example": "127.0.0.1",
         "0.0.0.0": "127.0.0.1",
     }
@@ -372,7 +401,8 @@ def test_the_roles_of_a_page_make_an_application_that_answers(page: str, site: S
         shell = site.start(["bash", "-euc", script])
         assert is_server or shell.wait() == 0, shell.output
         if text.startswith("qserve gateway"):  # the command that asks it comes later, and does not try again
-            wait_until(lambda: is_open(int(replaced["8000"])), description="the gateway listens")
+            port = int(text.rpartition("--port ")[2])
+            wait_until(lambda port=port: is_open(port), description="the gateway listens")  # type: ignore[misc]
     answer = site.start(
         [
             "bash",
@@ -388,5 +418,5 @@ def test_the_roles_of_a_page_make_an_application_that_answers(page: str, site: S
 
 
 def _shell_blocks(page: str) -> list[str]:
-    text = (ROOT / "docs" / "deploy" / f"{page}.md").read_text()
+    text = (ROOT / "docs" / f"{page}.md").read_text()
     return [block for language, block in _BLOCK.findall(text) if language == "sh"]

@@ -79,12 +79,14 @@ def test_checkers_report_misuse_and_nothing_else(check: Callable[[Path], Lines],
 
 
 @pytest.mark.parametrize("check", CHECKERS)
-@pytest.mark.parametrize("document", ["README.md", "docs/guide.md"])
+@pytest.mark.parametrize("documents", ["README.md", "docs/guide.md", "docs/*-*/*.md"])
 def test_checkers_accept_the_programs_of_the_documentation(
-    check: Callable[[Path], Lines], document: str, tmp_path: Path
+    check: Callable[[Path], Lines], documents: str, tmp_path: Path
 ) -> None:
-    for program, name in _PROGRAM.findall((ROOT / document).read_text()):
-        (tmp_path / name).write_text(program)
+    for path in ROOT.glob(documents):
+        for program, name in _PROGRAM.findall(path.read_text()):
+            assert not (tmp_path / name).exists(), f"two pages have a {name}"
+            (tmp_path / name).write_text(program)
 
     assert not check(tmp_path)
 
