@@ -14,6 +14,7 @@
 # make bench-docs   the same into docs/performance.md, in about twelve minutes
 # make dist     build the distributions of the last commit into dist/, and check them
 # make constraints   write which versions of libraries images are built with, the newest that fit
+# make matrix   try all versions of Python, libraries and servers that this machine has, and write the table in README.md
 # make chaos    run the whole fault matrix, one fault at a time
 # make chaos-soak   inject faults at random for CHAOS_SECONDS (900); CHAOS_SEED repeats a run
 # make test-stack   run docker-compose.yml, and the stack that `qserve compose` writes for another application, with real containers
@@ -73,6 +74,9 @@ dist: $(VENV)/installed-release
 
 constraints: $(VENV)/installed
 	$(BIN)/python tools/constraints.py
+
+matrix:
+	$(PYTHON) tools/matrix.py
 
 long: $(VENV)/installed-schemas $(VENV)/installed-bench $(VENV)/installed-release $(VENV)/installed-site
 	$(BIN)/python -m pytest -n0 -m long
