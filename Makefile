@@ -70,7 +70,7 @@ $(VENV)/installed-release: $(VENV)/installed
 	@touch $@
 
 dist: $(VENV)/installed-release
-	$(BIN)/python tools/dist.py
+	$(BIN)/python tools/distributions.py
 
 constraints: $(VENV)/installed
 	$(BIN)/python tools/constraints.py

@@ -74,18 +74,24 @@ def make_secrets(folder: Path, names: Iterable[str]) -> list[str]:
 
 
 def own_requirement(version: str) -> str:
-    """Return what pip installs as qserve: its version, or ``./.qserve`` where it was not installed from an index."""
-    return f"./{OWN_FOLDER}" if _origin() else f"qserve-celery=={version}"
+    """Return what pip installs as qserve: its version, or what is in ``./.qserve`` if it did not come from an index."""
+    origin = _origin()
+    if origin is None:
+        return f"qserve-celery=={version}"
+    return f"./{OWN_FOLDER}/{origin.name}" if origin.is_file() else f"./{OWN_FOLDER}"
 
 
 def copy_own_code(folder: Path) -> None:
-    """Copy qserve's own code to where the images are built from, if it was not installed from an index."""
+    """Copy qserve's own code, or its wheel, to where the images are built from, if it did not come from an index."""
     origin = _origin()
     if origin is None:
         return
     own = folder / OWN_FOLDER
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir()
+    if origin.is_file():
+        shutil.copy2(origin, own)
+        return
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info", "Dockerfile")
     for name in _SOURCES:
         source = origin / name
@@ -96,14 +102,14 @@ def copy_own_code(folder: Path) -> None:
 
 
 def _origin() -> Path | None:
-    """Return the checkout that this qserve was installed from; see PEP 610."""
+    """Return the checkout or the file that this qserve was installed from; see PEP 610."""
     try:
         text = distribution("qserve-celery").read_text("direct_url.json")
     except PackageNotFoundError:
         return None
     found = json.loads(text) if text else {}
     path = Path(unquote(urlsplit(found.get("url", "")).path))
-    return path if "dir_info" in found and path.is_dir() else None
+    return path if found.keys() & {"dir_info", "archive_info"} and path.exists() else None
 
 
 def _read(path: Path) -> str:

@@ -101,7 +101,8 @@ def dockerfile(plan: Plan, image: Image) -> str:
     """Return the text of the Dockerfile, with the targets ``gateway`` and ``worker``."""
     own = image.qserve.startswith(".")
     copy_qserve = f"COPY {image.qserve} /src/qserve/\n" if own else ""
-    what = "/src/qserve/" if own else image.qserve
+    file = image.qserve.removeprefix(f"./{OWN_FOLDER}").lstrip("/")
+    what = f"/src/qserve/{file}" if own else image.qserve
     return f"""\
 # Written by `{plan.written_by}`, which writes it anew: remove this line to keep changes of your own.
 # Two images: the gateway, which has none of your code, and the worker, which has it in /app.

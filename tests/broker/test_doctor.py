@@ -7,6 +7,7 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from processes import Site, wait_until
 
 from qserve.__main__ import main
 from qserve.base.keyring import PUBLISHED_KEY
+from qserve.base.parts import DISTRIBUTIONS
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect
 from qserve.broker.doctor import (
@@ -341,3 +343,21 @@ def test_the_command_prints_the_acl_of_this_namespace_without_a_broker(monkeypat
     assert "user worker on >WORKER_PASSWORD " in result.output
     assert " ~{shop}:q:* " in result.output
     assert "{qserve}" not in result.output
+
+
+@pytest.mark.parametrize(("other", "level"), [("1.0", "warning"), ("1.1", "error")])
+def test_two_distributions_of_the_same_files_in_one_environment_are_reported(
+    monkeypatch: pytest.MonkeyPatch, other: str, level: str
+) -> None:
+    found = [
+        SimpleNamespace(name=name, version=version) for name, version in zip(DISTRIBUTIONS, ("1.0", other), strict=True)
+    ]
+    monkeypatch.setattr(command, "distributions", lambda: [*found, SimpleNamespace(name="celery", version="5.7")])
+
+    result = run(monkeypatch, Server())
+
+    assert result.exit_code == (level == "error")
+    assert result.output.splitlines()[-1] == (
+        f"{level:<8} qserve-celery 1.0 and qserve-celery-slim {other} are installed side by side, and are the same"
+        " files -> pip uninstall qserve-celery qserve-celery-slim, and install one of them"
+    )

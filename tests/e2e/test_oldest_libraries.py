@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = ("docs", "otel", "storage")
 """Those that users install."""
 FOR_TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "fakeredis"]
-FOR_TESTS += ["httpx", "numpy", "pandas", "pillow"]
+FOR_TESTS += ["httpx", "numpy", "pandas", "pillow", "pyarrow"]
 TESTS = [
     *(f"tests/gateway/test_{part}.py" for part in ("gateway", "gunicorn_parts", "server")),
     *(f"tests/broker/test_{part}.py" for part in ("link", "acl", "address")),

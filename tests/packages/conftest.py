@@ -6,9 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from environments import Environment
-
-from dist import FULL, SLIM, build  # isort: skip
+from environments import FULL, SLIM, Environment, build
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,10 @@ from processes import clean_environment
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
+from distributions import FULL as FULL  # noqa: E402
+from distributions import SLIM as SLIM  # noqa: E402
+from distributions import build as build  # noqa: E402
+
 
 class Environment:
     """A virtual environment, with commands that know nothing of the checkout."""

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from dist import FULL, PARTS, SLIM, build, differences, slim
+from distributions import FULL, PARTS, SLIM, build, differences, slim
 from environments import ROOT
 
 

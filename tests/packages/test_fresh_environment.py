@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from dist import FULL, SLIM
+from distributions import FULL, SLIM
 from environments import ROOT, Environment
 from http_client import Client
 from processes import READY, Site, free_port
@@ -65,6 +65,17 @@ def test_what_init_writes_is_installed_tested_and_type_checked_there(full: Envir
     assert full.run("mypy", cwd=tmp_path / "shop") == "Success: no issues found in 2 source files\n"
 
 
+def test_a_stack_that_is_written_there_installs_the_same_wheel(full: Environment, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(SHOP)
+
+    full.run("qserve", "compose", "shop:app", cwd=tmp_path)
+
+    (wheel,) = (tmp_path / ".qserve").iterdir()
+    text = (tmp_path / "Dockerfile").read_text()
+    assert f"COPY ./.qserve/{wheel.name} /src/qserve/\n" in text
+    assert f" -c /src/qserve-constraints.txt /src/qserve/{wheel.name}\n" in text
+
+
 # -- the slim distribution -------------------------------------------------------------------------
 
 SHOP = """
@@ -94,12 +105,19 @@ class Shop:
 
 app = Shop.bind()
 """
-OPTIONAL = ("qserve.http.user_adapter", "qserve.mypy_plugin", "qserve.tracing.spans", "qserve_workers.__main__")
+OPTIONAL = (
+    "qserve.http.user_adapter",
+    "qserve.mypy_plugin",
+    "qserve.porting",
+    "qserve.tracing.spans",
+    "qserve_workers.__main__",
+)
+"""Modules that need an extra, or belong to a tool of others; the last one starts a worker."""
 IMPORT_ALL = f"""
 import importlib, pkgutil, qserve, qserve_workers
 for package in (qserve, qserve_workers):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if module.name not in {OPTIONAL}:
+        if not module.name.startswith({OPTIONAL}):
             importlib.import_module(module.name)
 """
 
