@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
+import re
 import warnings
 from dataclasses import dataclass
 
 import libcst as cst
-from libcst.metadata import MetadataWrapper, PositionProvider
+from libcst.metadata import MetadataWrapper
 
 from qserve.porting.edit import Editor
 from qserve.porting.names import Direction
 from qserve.porting.plan import Left, Planner
 from qserve.porting.references import References
+
+_CONCERNED = re.compile(r"\b(?:ray|qserve)\b")
+"""Is in every program that there is something to do for; to read the others would take their time for nothing."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ def move(text: str, direction: Direction) -> Outcome:
     Raises:
       SyntaxError: The text is not Python; ``lineno`` says where.
     """
-    if direction.source not in text and direction.target not in text:
+    if _CONCERNED.search(text) is None:
         return Outcome(text, [])
     try:
         wrapper = MetadataWrapper(cst.parse_module(text))
@@ -50,7 +54,7 @@ def move(text: str, direction: Direction) -> Outcome:
         raise SyntaxError("the text cannot be kept as it is, for example because its lines end with CR alone")
     found = References((direction.source, direction.target))
     wrapper.visit(found)
-    plan = Planner(found, wrapper.resolve(PositionProvider), direction).plan()
+    plan = Planner(found, wrapper, direction).plan()
     if not plan.texts and not plan.imports:
         return Outcome(text, plan.left)
     return Outcome(wrapper.module.visit(Editor(plan, found.texts)).code, plan.left)

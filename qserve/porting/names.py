@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
 
 from qserve.porting import table
 from qserve.porting.table import Advice
@@ -22,7 +24,7 @@ class Moved:
 
     name: str | None
     module: str = ""
-    advice: Advice = table.UNKNOWN
+    advice: Advice = table.NO_ADVICE
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class Direction:
       source: The package that a program is moved from.
       target: The one that it is moved to.
       left: What cannot be moved, with advice.
+      unknown: Advice for everything else that cannot be moved.
     """
 
     source: str
     target: str
     left: Mapping[str, Advice]
+    unknown: Advice
 
     @cached_property
     def names(self) -> dict[str, list[tuple[str, str]]]:
@@ -56,13 +60,12 @@ class Direction:
         return found
 
     @cached_property
-    def target_modules(self) -> set[str]:
-        """The modules that names are moved to."""
+    def _target_modules(self) -> set[str]:
         return {there for _, there, _, _ in self._rows}
 
     @cached_property
     def _known(self) -> set[str]:
-        return {f"{there}.{new}" for _, there, _, new in self._rows} | self.target_modules
+        return {f"{there}.{new}" for _, there, _, new in self._rows} | self._target_modules
 
     @cached_property
     def _rows(self) -> list[tuple[str, str, str, str]]:
@@ -94,22 +97,21 @@ class Direction:
         """Return advice for a name of the target that nothing there has, such as one that was moved with its module."""
         for known, rest in prefixes(name):
             if known in self._known:
-                return None if known not in self.target_modules or not rest else self._stray_below(known, rest)
+                return self._stray_below(known, rest) if known in self._target_modules and rest else None
         return None
 
     def _stray_below(self, module: str, rest: str) -> Advice | None:
-        if self.target == "ray":  # where Ray has more than the table names
-            return next(
-                (table.OWN[one] for one in [f"qserve{rest}"] if module == "ray.serve" and one in table.OWN), None
-            )
-        if f"qserve{rest}" in table.OWN or rest.startswith(".__"):
+        if self.target == "ray":  # which has more than the table names
+            return table.OWN.get(f"qserve{rest}") if module == "ray.serve" else None
+        here, name = import_module(module), rest.split(".")[1]
+        if hasattr(here, name) or (hasattr(here, "__path__") and find_spec(f"{module}.{name}")):
             return None
         found = (self._most_exact(f"{old}{rest}") for old, new in self.modules.items() if module in new)
-        return next(filter(None, found), table.UNKNOWN)
+        return next(filter(None, found), self.unknown)
 
     def advice(self, name: str) -> Advice:
         """Return why a name cannot be moved."""
-        return self._most_exact(name) or table.UNKNOWN
+        return self._most_exact(name) or self.unknown
 
     def _most_exact(self, name: str) -> Advice | None:
         return next((self.left[known] for known, _ in prefixes(name) if known in self.left), None)
@@ -123,5 +125,5 @@ def prefixes(name: str) -> Iterator[tuple[str, str]]:
         yield ".".join(parts[:length]), f".{rest}" if rest else ""
 
 
-TO_QSERVE = Direction("ray", "qserve", table.LEFT)
-TO_RAY = Direction("qserve", "ray", table.OWN)
+TO_QSERVE = Direction("ray", "qserve", table.LEFT, table.UNKNOWN)
+TO_RAY = Direction("qserve", "ray", table.OWN, table.QSERVE_ONLY)

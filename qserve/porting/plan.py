@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import libcst as cst
-from libcst.metadata import CodeRange
+from libcst.metadata import MetadataWrapper, PositionProvider
 
 from qserve.porting import table
 from qserve.porting.names import TO_QSERVE, Direction, Moved
@@ -70,9 +70,9 @@ class Plan:
 class Planner:
     """Makes the plan for one program."""
 
-    def __init__(self, found: References, positions: Mapping[cst.CSTNode, CodeRange], direction: Direction) -> None:
+    def __init__(self, found: References, wrapper: MetadataWrapper, direction: Direction) -> None:
         self._found = found
-        self._positions = positions
+        self._wrapper = wrapper
         self._direction = direction
         self._plan = Plan()
 
@@ -101,7 +101,7 @@ class Planner:
     def _root(self, binding: Binding) -> Iterator[cst.ImportAlias | Unit]:
         """Plan ``import ray.serve`` and all uses of ``ray``: they name the new package in full."""
         module = self._direction.moved(binding.module).name
-        is_rebound = binding.name in self._found.exported or any(use.is_rebound for use in binding.uses)
+        is_rebound = binding.name in self._found.mentioned or any(use.is_rebound for use in binding.uses)
         if is_rebound or module is None:
             advice = table.REBOUND if is_rebound else self._direction.advice(binding.module)
             self._leave(binding.alias, binding.module, advice)
@@ -181,8 +181,8 @@ class Planner:
 
     def _of_object(self, binding: Binding, module: str, name: str) -> Unit:
         if name != binding.name and binding.alias.asname is None:
-            taken = {*self._found.bound, *(one.name for one in self._found.bindings), *self._found.exported}
-            if name in taken or binding.name in self._found.exported or any(use.is_rebound for use in binding.uses):
+            taken = {*self._found.bound, *(one.name for one in self._found.bindings), *self._found.mentioned}
+            if name in taken or binding.name in self._found.mentioned or any(use.is_rebound for use in binding.uses):
                 return Unit(module, name, binding.name, binding.alias)
             for use in binding.uses:
                 self._plan.texts[use.node] = name + use.rest
@@ -277,5 +277,5 @@ class Planner:
                     self._keys(element.value, table.RUNTIME_ENV, f"{key}.")
 
     def _leave(self, at: cst.CSTNode, name: str, advice: Advice) -> None:
-        place = self._positions[at].start
+        place = self._wrapper.resolve(PositionProvider)[at].start
         self._plan.left.append(Left(place.line, place.column + 1, name, advice.code, advice.text))

@@ -12,7 +12,6 @@ from libcst.metadata import (
     ExpressionContext,
     ExpressionContextProvider,
     ImportAssignment,
-    PositionProvider,
     ScopeProvider,
 )
 
@@ -64,9 +63,22 @@ class Use:
 
 
 class References(cst.CSTVisitor):  # type: ignore[misc]  # libcst need not be installed where types are checked
-    """Collects the imports of some packages in a module, and all uses of what they bind."""
+    """Collects the imports of some packages in a module, and all uses of what they bind.
 
-    METADATA_DEPENDENCIES: Any = (ScopeProvider, ExpressionContextProvider, PositionProvider)
+    Parameters:
+      packages: ``ray``, for example.
+
+    Attributes:
+      bindings, stars: What the imports bind, and those of everything.
+      uses: Every use, by its expression.
+      texts: Annotations that are text, as expressions.
+      names_in_text: Texts in calls, each with the function or the argument that takes it.
+      calls: All calls.
+      mentioned: Names in ``__all__``, ``global`` and ``nonlocal``, which therefore must stay.
+      bound: Names that are assigned to.
+    """
+
+    METADATA_DEPENDENCIES: Any = (ScopeProvider, ExpressionContextProvider)
 
     def __init__(self, packages: Iterable[str]) -> None:
         super().__init__()
@@ -76,7 +88,7 @@ class References(cst.CSTVisitor):  # type: ignore[misc]  # libcst need not be in
         self.texts: dict[cst.SimpleString, cst.BaseExpression] = {}
         self.calls: list[cst.Call] = []
         self.uses: dict[cst.CSTNode, Use] = {}
-        self.exported: set[str] = set()
+        self.mentioned: set[str] = set()
         self.names_in_text: list[tuple[cst.SimpleString, str]] = []
         self.bound: set[str] = set()
         self._by_name: dict[cst.CSTNode, Binding] = {}
@@ -158,6 +170,12 @@ class References(cst.CSTVisitor):  # type: ignore[misc]  # libcst need not be in
                 )
         self.calls.append(node)
 
+    def visit_Global(self, node: cst.Global) -> None:
+        self.mentioned |= {item.name.value for item in node.names}
+
+    def visit_Nonlocal(self, node: cst.Nonlocal) -> None:
+        self.mentioned |= {item.name.value for item in node.names}
+
     def visit_Assign(self, node: cst.Assign) -> None:
         if any(dotted(target.target) == "__all__" for target in node.targets):
             self._export(node.value)
@@ -172,7 +190,7 @@ class References(cst.CSTVisitor):  # type: ignore[misc]  # libcst need not be in
 
     def _export(self, value: cst.BaseExpression) -> None:
         if isinstance(value, cst.List | cst.Tuple | cst.Set):
-            self.exported |= {
+            self.mentioned |= {
                 str(element.value.evaluated_value)
                 for element in value.elements
                 if isinstance(element.value, cst.SimpleString)

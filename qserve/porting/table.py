@@ -90,6 +90,8 @@ TABLE: tuple[Names, ...] = (
     Names("serve.deployment", "", "Application Deployment"),
     Names("serve.drivers", "", "DAGDriver"),
     Names("serve", "config", "HTTPOptions"),
+    Names("serve.schema", "task_processor", "TaskProcessorAdapter"),
+    Names("dag", "dag", "plot"),
     Names("dag", "", "InputNode"),
 )
 """Where a name has several counterparts, in either direction, the first is written."""
@@ -175,6 +177,7 @@ LEFT: Mapping[str, Advice] = {
     ),
 }
 """What cannot be moved, with advice; it also holds for all that is below such a name."""
+NO_ADVICE = Advice("", "")
 UNKNOWN = Advice("unknown", "qserve has nothing of that name: see docs/ray-parity.md")
 REBOUND = Advice("rebound", "the name is bound in another way too: move this by hand")
 AS_VALUE = Advice(
@@ -206,7 +209,7 @@ CALLS: Mapping[str, Mapping[str, Advice]] = {
 """Arguments that have no effect here although the call itself moves, by the function that is called."""
 ACTOR_OPTIONS = {key: Advice("option", why) for key, why in unused.ACTOR.items()}
 RUNTIME_ENV = {key: Advice("runtime-env", why) for key, why in unused.RUNTIME_ENV.items()}
-_SEEN = Advice("qserve-only", "Ray Serve has nothing like it")
+QSERVE_ONLY = Advice("qserve-only", "Ray Serve has nothing like it")
 OWN: Mapping[str, Advice] = {
     "qserve.Client": Advice("qserve-only", "Ray Serve has no clients: call its HTTP address"),
     "qserve.connect": Advice("qserve-only", "Ray Serve has no clients: ray.init(address=...) joins a cluster"),
@@ -215,7 +218,7 @@ OWN: Mapping[str, Advice] = {
     "qserve.submit_many": Advice("qserve-only", "call the handle once for each"),
     **dict.fromkeys(
         (*("qserve.Event", "qserve.accepted", "qserve.call_context", "qserve.progress", "qserve.report_progress"),),
-        _SEEN,
+        QSERVE_ONLY,
     ),
 }
 """What qserve alone has."""
@@ -224,11 +227,11 @@ _OPTIONS = dict.fromkeys(
         *("cancel_on_disconnect", "max_execution_s", "max_memory_mb", "max_requests", "max_retries", "preload"),
         *("request_timeout_s", "retry_backoff_s", "retry_on"),
     ),
-    _SEEN,
+    QSERVE_ONLY,
 )
 OWN_CALLS: Mapping[str, Mapping[str, Advice | str]] = {
     "qserve.deployment": _OPTIONS,
-    "qserve.run": {"request_timeout_s": _SEEN, "local": "_local_testing_mode"},
+    "qserve.run": {"request_timeout_s": QSERVE_ONLY, "local": "_local_testing_mode"},
 }
 """Arguments that qserve alone has, and those that have another name in Ray Serve."""
 DISTINCTIVE = {*CALLS["qserve.deployment"], *_OPTIONS, "ray_actor_options"} - {"request_timeout_s"}

@@ -85,6 +85,8 @@ def test_uses_follow_their_import(before: str, after: str) -> None:
         "'ray.get'\n",
         "x.ray.get(1)\n",
         "from rayon import serve\n",
+        "from qserve.base.settings import Settings\nfrom qserve.exceptions import DeadLetterError\n",
+        "import qserve\nqserve.connect(qserve.__version__)\nqserve.api.run(1)\n",
     ],
 )
 def test_another_thing_of_that_name_is_not_touched(text: str) -> None:
@@ -128,6 +130,8 @@ def test_an_import_of_ray_that_is_still_used_stays_and_its_uses_are_listed() -> 
         ("x.options(ray_actor_options={'runtime_env': {'pip': []}})  # ray", "1:46 runtime_env.pip runtime-env"),
         ("from ray import java_function", "1:17 ray.java_function java"),
         ("import ray\n__all__ = ['ray']", "1:8 ray rebound"),
+        ("def f():\n    global ray\n    import ray", "3:12 ray rebound"),
+        ("import qserve as serve\nserve.get_deployment('x')", "2:1 qserve.get_deployment old-api"),
     ],
 )
 def test_what_cannot_be_moved_is_listed_with_its_place(text: str, listed: str) -> None:
