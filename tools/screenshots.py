@@ -91,17 +91,19 @@ def browser_of(started: Any) -> Any:
 
 
 def take_tutorial(url: str, folder: Path, path: Path) -> None:
-    """Take the picture of page 3, while its program sends images."""
+    """Take the picture of page 3, while its program sends images again and again."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as started:
         browser = browser_of(started)
         page = browser.new_page(viewport={"width": 1280, "height": 640})
         page.goto(url)
-        sending = subprocess.Popen([sys.executable, "load.py"], cwd=folder)
+        again = f"trap 'exit' TERM; while {sys.executable} load.py; do :; done"
+        sending = subprocess.Popen(["sh", "-c", again], cwd=folder)
+        time.sleep(10)  # rates and latencies are those of the last seconds
         page.locator('.node[data-state="held"]').wait_for(timeout=60_000)
-        time.sleep(5)  # rates and latencies are those of the last seconds
         picture(page, path)
+        sending.terminate()
         sending.wait()
         browser.close()
 

@@ -195,7 +195,7 @@ class Site:
 
     def broker_folders(self) -> list[str]:
         """The folders of embedded brokers here."""
-        return [path.name for path in self.folder.glob("qserve-*")]
+        return [path.name for path in self.folder.glob("qserve-*") if path.is_dir()]
 
     def wait_empty(self, timeout_s: float = PATIENCE_S) -> None:
         """Wait until no process and no broker's folder is left."""
