@@ -15,6 +15,7 @@
 # make dist     build the distributions of the last commit into dist/, and check them
 # make constraints   write which versions of libraries images are built with, the newest that fit
 # make matrix   try all versions of Python, libraries and servers that this machine has, and write the table in README.md
+# make release  build and check a release in dist/: distributions, notes, parts and licences, digests; DRAFT=1 to try it
 # make chaos    run the whole fault matrix, one fault at a time
 # make chaos-soak   inject faults at random for CHAOS_SECONDS (900); CHAOS_SEED repeats a run
 # make test-stack   run docker-compose.yml, and the stack that `qserve compose` writes for another application, with real containers
@@ -71,6 +72,9 @@ $(VENV)/installed-release: $(VENV)/installed
 
 dist: $(VENV)/installed-release
 	$(BIN)/python tools/distributions.py
+
+release: $(VENV)/installed-release
+	$(BIN)/python tools/release.py $(if $(DRAFT),--draft)
 
 constraints: $(VENV)/installed
 	$(BIN)/python tools/constraints.py
