@@ -27,7 +27,10 @@ def test_it_passes_on_what_a_websocket_needs() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", [False, True], ids=["one-gateway", "several-gateways"])
+# the group has what one gateway needs, and more
+@pytest.mark.parametrize(
+    "group", [pytest.param(False, marks=pytest.mark.long), True], ids=["one-gateway", "several-gateways"]
+)
 def test_websockets_and_large_bodies_pass(site: Site, group: bool) -> None:
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if nginx is None:

@@ -57,7 +57,8 @@ def running() -> Iterator[tuple[Site, Serving]]:
 @pytest.mark.parametrize(
     ("target", "client", "answer"),
     [
-        (FIRST, "hello_client.py", "Hola Dora\n"),
+        # the README has this program
+        pytest.param(FIRST, "hello_client.py", "Hola Dora\n", marks=pytest.mark.long),
         ("echo:foo_node", "echo_client.py", "foo\n"),
         # these graphs are in tests/local/test_graph_arguments.py too, and their adapters in tests/http
         pytest.param("arithmetic:graph", "arithmetic_client.py", "9\n", marks=pytest.mark.long),

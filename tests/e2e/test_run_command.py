@@ -353,6 +353,7 @@ def test_each_option_reaches_the_process_that_obeys_it_and_a_target_may_be_dotte
     assert there.get("/shop?slow=1").status == 504
 
 
+@pytest.mark.long  # tests/e2e/test_roles.py has processes that call and show the application of others
 def test_broker_and_name_let_other_processes_call_the_application_and_see_its_status(site: Site) -> None:
     broker = site.broker()
     serving = run_app(site, "--broker", broker, "--name", "shop")

@@ -173,7 +173,10 @@ RISKY = "process Risky.run"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "tries"), [("plain", 1), ("retry", 2), ("kill", 1)])
+@pytest.mark.parametrize(
+    ("what", "tries"),
+    [pytest.param("plain", 1, marks=pytest.mark.long), ("retry", 2), ("kill", 1)],  # a retry has all that is plain
+)
 def test_each_step_sees_what_the_request_carries_and_has_a_span_below_what_caused_it(
     shop: Shop, what: str, tries: int
 ) -> None:

@@ -347,6 +347,7 @@ print("again", flush=True)
 
 
 @pytest.mark.row("F48")
+@pytest.mark.long  # the tests of `qserve run` above have the same restarter
 def test_a_program_that_serves_has_its_processes_started_again(site: Site) -> None:
     port = free_port()
     site.write("program.py", PROGRAM.replace("PORT", str(port)))
