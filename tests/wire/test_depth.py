@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -169,6 +170,9 @@ def test_lists_beyond_the_limit_are_refused_by_their_reader(run: Run) -> None:
 
 
 def test_a_pickle_that_is_nested_too_deeply_is_refused_before_it_is_sent(run: Run) -> None:
+    if run is in_small_thread and (3, 12) <= sys.version_info < (3, 14):
+        pytest.skip("these versions of Python count how deep they are in C, however small the stack is")
+
     def call() -> None:
         with pytest.raises(PayloadError, match="nested too deeply"):
             KEYED.encode(nested(Node, 100_000))
