@@ -16,6 +16,7 @@ from processes import Site, Started, free_port, is_open, new_site
 from shared_state import shared_state
 
 import qserve
+from qserve.base import import_path
 from qserve.broker.connection import connect, load_functions
 from qserve.machine.embedded_broker import EmbeddedBroker
 
@@ -112,8 +113,9 @@ def folder_of_temporary_files(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def leaves_its_process_as_it_was() -> Iterator[None]:
     """Fail a test after which the process handles signals, tells the time or finds files in another way than before."""
-    before = shared_state()
+    before, folders = shared_state(), import_path.user_folders()
     yield
+    import_path._folders[:] = folders  # commands that are carried out here add to them
     after = shared_state()
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     assert not changed, f"the tests that follow would find these as this test has left them: {', '.join(changed)}"
