@@ -304,6 +304,12 @@ MUTANTS = (
         "    if keeper then",
         within="retire",
     ),
+    Mutant(
+        "a branch that waits for its next try is lost to a dead letter when its queue is deleted",
+        "(keeper and is_postponed(keeper, step))",
+        "is_postponed(request, step)",
+        within="retire",
+    ),
     Mutant("a replica is not told of copies", "elseif request_id_of(header) and", "elseif false and", within="strays"),
     Mutant(
         "a branch of a dead letter is a copy",

@@ -113,6 +113,17 @@ def test_what_is_left_at_a_deletion_fails_wherever_it_waits(desk: Desk) -> None:
     assert desk.watch(A) == desk.watch(B) == (b"f", b"deleted")
 
 
+def test_a_branch_that_waits_for_its_next_try_stays_with_a_dead_letter_when_its_queue_goes(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"]), Start(desk.two, "1", [b"y"])])
+    ((waits, _),), ((failed, _),) = desk.fetch(desk.one), desk.fetch(desk.two)
+    postpone(desk, waits, A, wait_ms=100_000)
+    desk.dead_letter(desk.two, failed, A, "retries", b"why")
+
+    assert retire(desk, desk.one, desk.two, force=True)
+
+    assert desk.client.hget(desk.keys.dead_letter(A), "!n") == b"2"
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_a_queue_is_needed_while_a_request_waits_for_the_result_of_another(desk: Desk, force: bool) -> None:
     entry = begin(desk)

@@ -47,7 +47,8 @@ for _, key in ipairs(queues) do
       local request, fields = read_member(member)
       if request then
         local step = is_call(fields) and by_name(fields)[CallField.STEP] or fields[1] or ''
-        if not is_call(fields) or is_postponed(request, step) then
+        local keeper = keeper_of(request)
+        if not is_call(fields) or (keeper and is_postponed(keeper, step)) then
           leave_version(request, queue_of(key), step, fields)
         end
       end
