@@ -29,7 +29,7 @@ FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 900
 CHAOS_SEED ?= 0
 
-.PHONY: run test fast long bench bench-docs chaos chaos-soak check docs house tables hooks format fuzz fuzz-short mutants dist constraints test-stack test-stack-if-possible clean
+.PHONY: run test fast long bench bench-docs chaos chaos-soak check docs house tables hooks format fuzz fuzz-short mutants dist release constraints matrix test-stack test-stack-if-possible clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("qserve needs Python 3.11 or later, for example: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'

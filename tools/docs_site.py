@@ -154,15 +154,7 @@ def differences(sources: Path = SOURCES, site: Path = SITE) -> Iterator[str]:
 def main() -> None:
     copy_sources()
     reference.write(SOURCES / "reference")
-    subprocess.run(
-        [
-            Path(sys.executable).with_name("zensical"),
-            "build",
-            "--clean",
-        ],
-        cwd=ROOT,
-        check=True,
-    )
+    subprocess.run([Path(sys.executable).with_name("zensical"), "build", "--clean"], cwd=ROOT, check=True)
     found = [*problems(), *differences()]
     print(*found, f"build/site: {len([*SITE.rglob('*.html')])} pages, {len(found)} problems", sep="\n")
     sys.exit(bool(found))

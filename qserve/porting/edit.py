@@ -70,7 +70,8 @@ class Editor(cst.CSTTransformer):  # type: ignore[misc]
         imported: set[str] = set()
         above: list[cst.EmptyLine] = []
         for before, after in zip(old, updated, strict=True):
-            for line in self._lines(before, after):
+            lines = self._lines(before, after)
+            for line in lines:
                 small = line.body[0] if isinstance(line, cst.SimpleStatementLine) and len(line.body) == 1 else None
                 code = cst.Module([]).code_for_node(small) if isinstance(small, cst.Import) else ""
                 is_new = line is not after
@@ -80,7 +81,7 @@ class Editor(cst.CSTTransformer):  # type: ignore[misc]
                 imported |= {code} if code else set()
                 body.append(line.with_changes(leading_lines=_together(above, line.leading_lines)) if above else line)
                 above = []
-            if not self._lines(before, after):
+            if not lines:
                 above = _together(above, after.leading_lines)
         return body, [line for line in above if line.comment]
 
