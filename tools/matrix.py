@@ -70,10 +70,13 @@ def main() -> None:
     sys.exit(0 if all(one.is_good for one in tries) else 1)
 
 
-def oldest(config: configparser.ConfigParser) -> list[str]:
-    """Return the requirements of the package with their lower bounds as versions."""
-    bounds = re.findall(r"^(\S+?)>=([0-9.]+)", config["options"]["install_requires"], re.M)
-    return [f"{name}=={bound}" for name, bound in bounds]
+def oldest(*extras: str) -> list[str]:
+    """Return the requirements of the package and of some extras, with their lower bounds as versions."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lists = [config["options"]["install_requires"], *(config["options.extras_require"][extra] for extra in extras)]
+    bounds = dict(re.findall(r"^(\S+?)>=([0-9.]+)", "\n".join(lists), re.M))
+    return [f"{name}=={bound}" for name, bound in bounds.items()]
 
 
 def with_table(text: str, tries: list[Try]) -> str:
@@ -99,9 +102,7 @@ def _environment(python: str, libraries: str) -> Path:
     own = folder / "bin" / "python"
     if not own.exists():
         subprocess.run([python, "-m", "venv", folder], check=True)
-        config = configparser.ConfigParser()
-        config.read(ROOT / "setup.cfg")
-        pins = oldest(config) if libraries == OLDEST else []
+        pins = oldest() if libraries == OLDEST else []
         command = [own, "-m", "pip", "--disable-pip-version-check", "install", "--editable", f"{ROOT}[test]", *pins]
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:

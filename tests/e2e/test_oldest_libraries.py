@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
-import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +11,9 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+from matrix import oldest  # noqa: E402
+
 EXTRAS = ("docs", "otel", "storage")
 """Those that users install."""
 FOR_TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "fakeredis"]
@@ -35,14 +36,6 @@ TESTS = [
 ]
 
 
-def oldest() -> list[str]:
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    lists = [config["options"]["install_requires"], *(config["options.extras_require"][extra] for extra in EXTRAS)]
-    bounds = dict(re.findall(r"^(\S+?)>=([0-9.]+)", "\n".join(lists), re.M))
-    return [f"{name}=={bound}" for name, bound in bounds.items()]
-
-
 def test_tests_pass_with_the_oldest_libraries(tmp_path: Path) -> None:
     source, python = tmp_path / "source", str(tmp_path / "venv" / "bin" / "python")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -51,7 +44,7 @@ def test_tests_pass_with_the_oldest_libraries(tmp_path: Path) -> None:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name)
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    packages = [python, "-m", "pip", "install", "--quiet", "--editable", str(source), *oldest(), *FOR_TESTS]
+    packages = [python, "-m", "pip", "install", "--quiet", "--editable", str(source), *oldest(*EXTRAS), *FOR_TESTS]
     subprocess.run(packages, check=True, capture_output=True)
 
     # without switches for plugins that are not there; old Celery leaves clients to the collector of garbage, and calls
