@@ -84,7 +84,8 @@ class Buckets:
                 if request_of is not None:
                     value = ordered[end - 1]
                     request_id, traceparent = request_of(values.index(value))
-                    self._exemplars[index] = request_id, value, traceparent
+                    if request_id:
+                        self._exemplars[index] = request_id, value, traceparent
             if end == len(ordered):
                 break
             begin = end

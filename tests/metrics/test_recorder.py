@@ -40,3 +40,14 @@ def test_each_bucket_has_the_request_of_one_of_its_values(values: list[float]) -
     for bucket, one in exemplars.items():
         assert values[int(one.request_id)] == one.value
         assert bisect_left(BOUNDS, one.value) == bucket
+
+
+def test_a_value_whose_request_has_no_id_is_counted_without_an_exemplar() -> None:
+    buckets = Buckets([1.0])
+
+    buckets.observe_all([0.5, 2.0], lambda index: ("", "") if index else ("first", ""))
+
+    taken = buckets.taken()
+    assert taken is not None
+    assert taken.counts == (1, 1)
+    assert [one.request_id for one in taken.exemplars.values()] == ["first"]
