@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,6 @@ from click.testing import CliRunner, Result
 
 from qserve.__main__ import main
 from qserve.appfile.read import read_file
-from qserve.base import import_path
 from qserve.base.settings import Settings
 from qserve.broker.registry import Registry
 from qserve.deploy.installation import Installation
@@ -45,18 +44,14 @@ Qserve = Callable[..., Result]
 
 
 @pytest.fixture
-def qserve(
-    settings: Settings, client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Qserve]:
+def qserve(settings: Settings, client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Qserve:
     """Run a command in a folder with the module ``shopcli``, on this test's broker."""
-    folders = list(import_path._folders)
     for name, value in settings.to_env().items():
         monkeypatch.setenv(name, value)
     (tmp_path / "shopcli.py").write_text(SHOP)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-    yield lambda *words: CliRunner().invoke(main, [*words])
-    import_path._folders[:] = folders
+    return lambda *words: CliRunner().invoke(main, [*words])
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,19 +13,16 @@ from click.testing import CliRunner, Result
 from packaging.requirements import Requirement
 
 from qserve.__main__ import main
-from qserve.base import import_path
 
 WRITTEN = {"hello.py", "test_hello.py", "pyproject.toml", "README.md", ".gitignore"}
 Qserve = Callable[..., Result]
 
 
 @pytest.fixture
-def qserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qserve]:
+def qserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Qserve:
     """Run a command in an empty folder."""
-    folders = list(import_path._folders)
     monkeypatch.chdir(tmp_path)
-    yield lambda *words: CliRunner().invoke(main, [*words])
-    import_path._folders[:] = folders
+    return lambda *words: CliRunner().invoke(main, [*words])
 
 
 def files(folder: Path) -> set[str]:

@@ -27,7 +27,7 @@ _LOAD = "lambda: compiled(load_target(target), 'app').ingress.name.encode()"
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     """Write modules, load ``shop:node`` or another target, and return the name of its deployment."""
-    folders, path = list(import_path._folders), list(sys.path)
+    path = list(sys.path)
 
     def load(files: dict[str, str] | str, target: str = "shop:node", limit_s: float = 60.0) -> str:
         for name, text in ({"shop": files} if isinstance(files, str) else files).items():
@@ -40,7 +40,6 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
         return load_apart(target, limit_s, eval(_LOAD, names)).decode()
 
     yield load
-    import_path._folders[:] = folders
     assert sys.path == path, "what is imported in a child changes nothing here"
 
 

@@ -57,11 +57,11 @@ def installation(settings: Settings, client: redis.Redis) -> Installation:
 
 @pytest.fixture(autouse=True)
 def shop(tmp_path: Path) -> Iterator[None]:
-    folders, path, finders = list(import_path._folders), list(sys.path), list(sys.meta_path)
+    path, finders = list(sys.path), list(sys.meta_path)
     (tmp_path / "shopfile.py").write_text(SHOP)
     import_path.search_for_user_code(str(tmp_path))
     yield
-    import_path._folders[:], sys.path[:], sys.meta_path[:] = folders, path, finders
+    sys.path[:], sys.meta_path[:] = path, finders
     sys.modules.pop("shopfile", None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,6 @@ import yaml
 from click.testing import CliRunner, Result
 
 from qserve.__main__ import main
-from qserve.base import import_path
 
 SHOP = """
 import qserve
@@ -36,16 +35,14 @@ Qserve = Callable[..., Result]
 
 
 @pytest.fixture
-def qserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qserve]:
+def qserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Qserve:
     """Run a command in a folder with the module ``shopstack``."""
-    folders = list(import_path._folders)
     (tmp_path / "shopstack.py").write_text(SHOP)
     (tmp_path / "app.yaml").write_text(FILE)
     (tmp_path / "requirements.txt").write_text("emoji\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-    yield lambda *words: CliRunner().invoke(main, [*words])
-    import_path._folders[:] = folders
+    return lambda *words: CliRunner().invoke(main, [*words])
 
 
 def test_a_file_that_the_code_has_outgrown_is_found_in_ci(qserve: Qserve, tmp_path: Path) -> None:
